@@ -1,0 +1,1 @@
+//! The graph: SSA values over petgraph, edited only through the rewriter

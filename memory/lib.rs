@@ -1,0 +1,1 @@
+//! Memory models: pure functions of a graph and an order

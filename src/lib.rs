@@ -1,0 +1,1 @@
+//! dmopt: the API on one screen.

@@ -1,0 +1,2 @@
+//! Set-up and chores behind one command.
+fn main() {}
