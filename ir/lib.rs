@@ -1,1 +1,29 @@
-//! The graph: SSA values over petgraph, edited only through the rewriter
+//! The graph that every pass reads and edits: SSA values over petgraph.
+//!
+//! A [`Model`] owns a [`Graph`]; a graph owns [`Op`]s (operators) and [`Value`]s (what operators read and
+//! write). Passes read `&Graph` and describe an edit as a [`Patch`]; the [`Rewriter`] applies it as a whole or
+//! not at all, and is the only way to change a graph once it is built. [`verify()`] lists the invariants.
+//!
+//! This crate knows no protobuf and no runtime. What a file says beyond the nouns here (documentation strings,
+//! metadata, device configurations, ...) travels in opaque `extra` bytes that only the importer and exporter read.
+
+mod dtype;
+mod eval;
+mod graph;
+mod id;
+pub mod infer;
+mod model;
+mod op;
+mod rewriter;
+mod tensor;
+mod types;
+
+pub use dtype::DType;
+pub use eval::{EvalError, Evaluator};
+pub use graph::{BuildError, Builder, Def, Graph, Slot, Use, Value};
+pub use id::{OpId, ValueId};
+pub use model::{Function, Model, Names, Opsets};
+pub use op::{Attribute, AttributeValue, Op};
+pub use rewriter::{NewOp, Operand, Patch, Position, Refusal, Rewriter, Safety};
+pub use tensor::{External, LoadExternal, SparseTensor, Storage, Tensor, TensorError};
+pub use types::{Dim, Shape, TensorType, Type};

@@ -1,0 +1,570 @@
+//! The only door to mutation. A pass describes an edit as a [`Patch`] while it reads the graph; the
+//! [`Rewriter`] checks it, applies it as a whole, and counts it. A patch that does not fit changes nothing.
+
+use crate::infer::{self, Known};
+use crate::{Attribute, AttributeValue, Def, Graph, Names, Op, OpId, Tensor, Type, Use, ValueId};
+
+/// How far an edit may change results.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Safety {
+    /// Bit-identical results, NaN and infinity included.
+    Exact,
+    /// The same formula in another order of operations: results differ by rounding alone.
+    Reassociates,
+    /// Another formula with the same value in exact arithmetic, with conditions that the pass checks.
+    Approximates,
+}
+
+impl Safety {
+    /// The word for it in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Safety::Exact => "exact",
+            Safety::Reassociates => "reassociates",
+            Safety::Approximates => "approximates",
+        }
+    }
+}
+
+/// An operand of an operator in a patch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operand {
+    /// A value of the graph.
+    Value(ValueId),
+    /// The result `slot` of the patch's operator number `op`.
+    New {
+        /// Number of the operator within the patch.
+        op: usize,
+        /// Position among its results.
+        slot: usize,
+    },
+    /// The patch's constant of this number.
+    Constant(usize),
+}
+
+impl From<ValueId> for Operand {
+    fn from(v: ValueId) -> Operand {
+        Operand::Value(v)
+    }
+}
+
+/// Where a new operator stands in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Position {
+    /// As early as possible: right after the last of its operands.
+    AfterOperands,
+    /// In the place of this operator.
+    At(OpId),
+}
+
+/// An operator that a patch adds.
+#[derive(Clone, Debug)]
+pub struct NewOp {
+    op: Op,
+    inputs: Vec<Option<Operand>>,
+    types: Vec<Option<Type>>,
+    position: Position,
+}
+
+impl NewOp {
+    /// A standard operator with one result.
+    pub fn new(op_type: &str, inputs: impl IntoIterator<Item = Operand>) -> NewOp {
+        NewOp {
+            op: Op::new(op_type, Vec::new(), Vec::new()),
+            inputs: inputs.into_iter().map(Some).collect(),
+            types: vec![None],
+            position: Position::AfterOperands,
+        }
+    }
+
+    /// A standard operator with one result and operands left out.
+    pub fn with_optional(op_type: &str, inputs: Vec<Option<Operand>>) -> NewOp {
+        NewOp { inputs, ..NewOp::new(op_type, []) }
+    }
+
+    /// A copy of an operator (name, attributes, everything the file said) that stands in its place, with other
+    /// operands.
+    pub fn like(graph: &Graph, id: OpId, inputs: Vec<Option<Operand>>) -> NewOp {
+        let op = graph.op(id).clone();
+        let types = op.outputs.iter().map(|v| v.and_then(|v| graph.value(v).ty.clone())).collect();
+        NewOp { op, inputs, types, position: Position::At(id) }
+    }
+
+    /// Adds an attribute, or replaces the one of this name.
+    pub fn attribute(mut self, name: &str, value: impl Into<AttributeValue>) -> NewOp {
+        self.op.attributes.retain(|a| a.name != name);
+        self.op.attributes.push(Attribute::new(name, value));
+        self
+    }
+
+    /// Names the operator.
+    pub fn named(mut self, name: impl Into<String>) -> NewOp {
+        self.op.name = name.into();
+        self
+    }
+
+    /// Gives the operator this number of results.
+    pub fn results(mut self, count: usize) -> NewOp {
+        self.types.resize(count, None);
+        self
+    }
+
+    /// Declares the type of the first result, for operators that inference does not know.
+    pub fn typed(mut self, ty: Option<Type>) -> NewOp {
+        if let Some(first) = self.types.first_mut() {
+            *first = ty;
+        }
+        self
+    }
+
+    /// Chooses the place in the file.
+    pub fn at(mut self, position: Position) -> NewOp {
+        self.position = position;
+        self
+    }
+}
+
+/// An edit, applied as a whole or not at all.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// How far this edit may change results; never beyond its pass's class.
+    pub safety: Safety,
+    ops: Vec<NewOp>,
+    constants: Vec<(String, Tensor)>,
+    replacements: Vec<(ValueId, Operand)>,
+    erased: Vec<OpId>,
+    dropped: Vec<ValueId>,
+}
+
+impl Patch {
+    /// An empty edit of this class.
+    pub fn new(safety: Safety) -> Patch {
+        Patch {
+            safety,
+            ops: Vec::new(),
+            constants: Vec::new(),
+            replacements: Vec::new(),
+            erased: Vec::new(),
+            dropped: Vec::new(),
+        }
+    }
+
+    /// Adds an operator; the result is its first result.
+    pub fn add_op(&mut self, op: NewOp) -> Operand {
+        self.ops.push(op);
+        Operand::New { op: self.ops.len() - 1, slot: 0 }
+    }
+
+    /// Adds an initializer.
+    pub fn constant(&mut self, hint: &str, tensor: Tensor) -> Operand {
+        self.constants.push((hint.to_string(), tensor));
+        Operand::Constant(self.constants.len() - 1)
+    }
+
+    /// Makes every reader of `old` (operators, bodies, graph outputs) read `new`. What only served `old` is
+    /// erased; a new value takes over the name.
+    pub fn replace_uses(&mut self, old: ValueId, new: impl Into<Operand>) {
+        self.replacements.push((old, new.into()));
+    }
+
+    /// Erases an operator whose results nothing reads, and what only served it.
+    pub fn erase(&mut self, op: OpId) {
+        self.erased.push(op);
+    }
+
+    /// Drops an initializer that nothing reads.
+    pub fn drop_initializer(&mut self, value: ValueId) {
+        self.dropped.push(value);
+    }
+
+    /// Number of operators that the patch adds.
+    pub fn added(&self) -> usize {
+        self.ops.len()
+    }
+}
+
+/// Why a patch was not applied. Nothing has changed then.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The number of patches that the caller allowed is used up.
+    #[error("stopped after the allowed number of rewrites")]
+    OutOfFuel,
+    /// The edit may change results more than the caller allows.
+    #[error("not bit-identical ({})", .0.name())]
+    Unsafe(Safety),
+    /// The new value does not have the type of the old one.
+    #[error("'{value}' has type {old}, its replacement {new}")]
+    Type {
+        /// Name of the value.
+        value: String,
+        /// Type before.
+        old: Type,
+        /// Type of the replacement.
+        new: Type,
+    },
+    /// A value to be erased or dropped has readers, or cannot be dropped.
+    #[error("'{0}' is still in use")]
+    InUse(String),
+    /// A body hides the replacement behind a value of the same name.
+    #[error("'{0}' is hidden within a body by a value of the same name")]
+    Shadowed(String),
+    /// The edit would make an operator depend on itself.
+    #[error("the edit would close a cycle through '{0}'")]
+    Cycle(String),
+}
+
+/// Applies patches to one graph.
+pub struct Rewriter<'g> {
+    graph: &'g mut Graph,
+    names: &'g mut Names,
+    allow: Safety,
+    fuel: &'g mut Option<u64>,
+    applied: u64,
+}
+
+impl<'g> Rewriter<'g> {
+    /// A rewriter that applies patches up to class `allow`, and no more than `fuel` of them.
+    pub fn new(
+        graph: &'g mut Graph,
+        names: &'g mut Names,
+        allow: Safety,
+        fuel: &'g mut Option<u64>,
+    ) -> Rewriter<'g> {
+        Rewriter { graph, names, allow, fuel, applied: 0 }
+    }
+
+    /// The graph as it stands.
+    pub fn graph(&self) -> &Graph {
+        self.graph
+    }
+
+    /// Patches applied so far.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// The class up to which patches are applied.
+    pub fn allows(&self) -> Safety {
+        self.allow
+    }
+
+    /// True when no further patch will be applied.
+    pub fn out_of_fuel(&self) -> bool {
+        *self.fuel == Some(0)
+    }
+
+    /// Runs `edit` over each body of an operator, then brings the captured uses up to date.
+    pub fn in_bodies(&mut self, op: OpId, edit: &mut dyn FnMut(&mut Rewriter<'_>)) {
+        if self.graph.op(op).bodies().next().is_none() {
+            return;
+        }
+        // A body's captured values learn what the enclosing graph found out about them since.
+        let mut outer_types = Vec::new();
+        for &value in &self.graph.op(op).captures {
+            outer_types.push((value, self.graph.value(value).ty.clone()));
+        }
+        let mut bodies: Vec<Graph> = self.graph.op_mut(op).bodies_mut().map(std::mem::take).collect();
+        for body in &mut bodies {
+            body.learn_captured(&outer_types);
+            let mut inner = Rewriter::new(body, self.names, self.allow, self.fuel);
+            edit(&mut inner);
+            self.applied += inner.applied;
+        }
+        for (place, body) in self.graph.op_mut(op).bodies_mut().zip(bodies) {
+            *place = body;
+        }
+        self.graph.recapture(op);
+    }
+
+    /// Ends a pass: ids of erased operators are freed, ranks become positions.
+    ///
+    /// # Errors
+    /// Never for edits made through patches; an operator on a cycle otherwise.
+    pub fn finish(self) -> Result<u64, OpId> {
+        self.graph.compact()?;
+        Ok(self.applied)
+    }
+
+    /// Applies an edit.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; the graph is unchanged then.
+    pub fn apply(&mut self, patch: Patch) -> Result<(), Refusal> {
+        if self.out_of_fuel() {
+            return Err(Refusal::OutOfFuel);
+        }
+        if patch.safety > self.allow {
+            return Err(Refusal::Unsafe(patch.safety));
+        }
+        let types = self.check(&patch)?;
+        self.perform(patch, types);
+        self.applied += 1;
+        if let Some(fuel) = self.fuel {
+            *fuel -= 1;
+        }
+        Ok(())
+    }
+
+    /// Types of the new operators' results, once everything about the patch is known to fit.
+    fn check(&self, patch: &Patch) -> Result<Vec<Vec<Option<Type>>>, Refusal> {
+        let graph = &*self.graph;
+        let constant_types: Vec<Type> = patch.constants.iter().map(|(_, t)| t.ty().into()).collect();
+        let mut types: Vec<Vec<Option<Type>>> = Vec::with_capacity(patch.ops.len());
+        for new in &patch.ops {
+            let constants: Vec<_> = (new.inputs.iter())
+                .map(|i| match i {
+                    Some(Operand::Value(v)) => graph.constant(*v),
+                    Some(Operand::Constant(c)) => Some(std::borrow::Cow::Borrowed(&patch.constants[*c].1)),
+                    _ => None,
+                })
+                .collect();
+            let known: Vec<Known<'_>> = (new.inputs.iter().zip(&constants))
+                .map(|(input, constant)| Known {
+                    ty: input.and_then(|i| type_of(graph, &constant_types, &types, i)),
+                    constant: constant.as_deref(),
+                })
+                .collect();
+            let mut op = new.op.clone();
+            op.inputs = vec![None; new.inputs.len()];
+            op.outputs = vec![None; new.types.len()];
+            let inferred = infer::infer(&op, graph.opset(&op.domain), &known);
+            let merged = new.types.iter().enumerate().map(|(slot, declared)| {
+                let inferred = inferred.get(slot).cloned().flatten();
+                match (declared, inferred) {
+                    (Some(d), Some(i)) => Some(i.merge(d).unwrap_or(i)),
+                    (d, i) => i.or_else(|| d.clone()),
+                }
+            });
+            types.push(merged.collect());
+        }
+        for (old, new) in &patch.replacements {
+            let old_type = graph.value(*old).ty.as_ref();
+            if let (Some(old_type), Some(new_type)) =
+                (old_type, type_of(graph, &constant_types, &types, *new))
+                && !old_type.compatible(new_type)
+            {
+                let value = graph.value(*old).name.clone();
+                return Err(Refusal::Type { value, old: old_type.clone(), new: new_type.clone() });
+            }
+            if let Operand::Value(new) = *new {
+                self.check_visible(*old, new)?;
+            }
+        }
+        self.check_acyclic(patch)?;
+        for &op in &patch.erased {
+            for value in graph.op(op).results() {
+                if graph.readers(value) > 0 {
+                    return Err(Refusal::InUse(graph.value(value).name.clone()));
+                }
+            }
+        }
+        for &value in &patch.dropped {
+            let is_initializer =
+                matches!(graph.value(value).def, Def::Initializer(_) | Def::SparseInitializer(_));
+            if !is_initializer || graph.readers(value) > 0 {
+                return Err(Refusal::InUse(graph.value(value).name.clone()));
+            }
+        }
+        Ok(types)
+    }
+
+    /// A body that reads `old` must be able to read `new` by its name.
+    fn check_visible(&self, old: ValueId, new: ValueId) -> Result<(), Refusal> {
+        let name = &self.graph.value(new).name;
+        for at in self.graph.uses(old) {
+            if at.slot == crate::Slot::Capture && self.graph.op(at.op).bodies().any(|b| b.hides(name)) {
+                return Err(Refusal::Shadowed(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// No replacement may depend on a reader of what it replaces. Ranks bound the search: they never fall along
+    /// an edge, so nothing below the first reader depends on one.
+    fn check_acyclic(&self, patch: &Patch) -> Result<(), Refusal> {
+        let graph = &*self.graph;
+        for (old, new) in &patch.replacements {
+            let mut stack: Vec<OpId> = Vec::new();
+            let mut pending = vec![*new];
+            while let Some(operand) = pending.pop() {
+                match operand {
+                    Operand::Value(v) => stack.extend(graph.producer(v)),
+                    Operand::New { op, .. } => pending.extend(patch.ops[op].inputs.iter().flatten()),
+                    Operand::Constant(_) => {}
+                }
+            }
+            let readers: std::collections::HashSet<OpId> = graph.uses(*old).map(|u| u.op).collect();
+            let Some(first) = readers.iter().map(|&r| graph.op(r).rank).min() else { continue };
+            let mut seen = std::collections::HashSet::new();
+            while let Some(op) = stack.pop() {
+                if readers.contains(&op) {
+                    return Err(Refusal::Cycle(graph.value(*old).name.clone()));
+                }
+                if seen.insert(op) {
+                    stack.extend(graph.predecessors(op).filter(|&p| graph.op(p).rank >= first));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, patch: Patch, types: Vec<Vec<Option<Type>>>) {
+        let mut constants = Vec::with_capacity(patch.constants.len());
+        for (hint, tensor) in patch.constants {
+            let ty = Some(tensor.ty().into());
+            let name = self.names.fresh(&hint);
+            constants.push(self.graph.new_value(name, ty, Def::Initializer(Box::new(tensor))));
+        }
+        let mut results: Vec<Vec<ValueId>> = Vec::with_capacity(patch.ops.len());
+        for (new, types) in patch.ops.into_iter().zip(types) {
+            let resolve = |operand: Operand| match operand {
+                Operand::Value(v) => v,
+                Operand::New { op, slot } => results[op][slot],
+                Operand::Constant(c) => constants[c],
+            };
+            let inputs: Vec<Option<ValueId>> = new.inputs.iter().map(|i| i.map(resolve)).collect();
+            let after = inputs.iter().flatten().filter_map(|&v| self.graph.producer(v));
+            let after = after.map(|op| self.graph.op(op).rank).max().unwrap_or(0);
+            let rank = match new.position {
+                Position::AfterOperands => after,
+                Position::At(op) => after.max(self.graph.op(op).rank),
+            };
+            let outputs: Vec<ValueId> = (types.into_iter())
+                .map(|ty| {
+                    let hint = if new.op.name.is_empty() { &new.op.op_type } else { &new.op.name };
+                    let name = self.names.fresh(&format!("{hint}_out"));
+                    self.graph.new_value(name, ty, Def::Dead)
+                })
+                .collect();
+            let outputs_of_op = outputs.iter().copied().map(Some).collect();
+            self.graph.insert_op(Op { inputs, outputs: outputs_of_op, rank, ..new.op });
+            results.push(outputs);
+        }
+        let mut doomed: Vec<OpId> = patch.erased;
+        for (old, new) in patch.replacements {
+            let fresh = !matches!(new, Operand::Value(_));
+            let new = match new {
+                Operand::Value(v) => v,
+                Operand::New { op, slot } => results[op][slot],
+                Operand::Constant(c) => constants[c],
+            };
+            self.replace(old, new, fresh);
+            doomed.extend(self.graph.producer(old));
+            self.bury_if_dead(old);
+        }
+        for value in patch.dropped {
+            self.graph.bury(value);
+        }
+        self.sweep(doomed);
+    }
+
+    fn replace(&mut self, old: ValueId, new: ValueId, fresh: bool) {
+        if old == new {
+            return;
+        }
+        let graph = &mut *self.graph;
+        if let (Some(a), Some(b)) = (&graph.value(new).ty, &graph.value(old).ty) {
+            if let Some(merged) = a.merge(b) {
+                graph.value_mut(new).ty = Some(merged);
+            }
+        } else if graph.value(new).ty.is_none() {
+            graph.value_mut(new).ty = graph.value(old).ty.clone();
+        }
+        for at in graph.uses(old).collect::<Vec<Use>>() {
+            graph.redirect(old, new, at);
+            graph.raise(at.op);
+        }
+        let by_op = matches!(graph.value(new).def, Def::Op { .. });
+        if graph.is_output(old) {
+            if by_op && !graph.is_output(new) {
+                self.swap_names(old, new);
+                self.graph.redirect_outputs(old, new);
+            } else {
+                // An output keeps its name, and the replacement has one of its own that must stay.
+                let name = self.names.fresh(&format!("{}_old", graph.value(old).name));
+                let ty = graph.value(new).ty.clone();
+                let copy = graph.new_value(name, ty, Def::Dead);
+                let rank = graph.producer(old).map(|op| graph.op(op).rank).unwrap_or(0);
+                let rank = graph.producer(new).map_or(rank, |op| rank.max(graph.op(op).rank));
+                graph.insert_op(Op { rank, ..Op::new("Identity", vec![Some(new)], vec![Some(copy)]) });
+                self.swap_names(old, copy);
+                self.graph.redirect_outputs(old, copy);
+            }
+        } else if fresh {
+            // Keeping the name of what a reader knows makes reports and comparisons readable.
+            self.swap_names(old, new);
+        }
+    }
+
+    fn swap_names(&mut self, a: ValueId, b: ValueId) {
+        let name = std::mem::take(&mut self.graph.value_mut(a).name);
+        let other = std::mem::replace(&mut self.graph.value_mut(b).name, name);
+        self.graph.value_mut(a).name = other;
+        let extra = self.graph.value(a).extra.clone();
+        if self.graph.value(b).extra.is_empty() {
+            self.graph.value_mut(b).extra = extra;
+        }
+    }
+
+    fn bury_if_dead(&mut self, value: ValueId) {
+        let unread = self.graph.readers(value) == 0;
+        let droppable = matches!(
+            self.graph.value(value).def,
+            Def::Initializer(_) | Def::SparseInitializer(_) | Def::Captured { .. }
+        );
+        if unread && droppable {
+            self.graph.bury(value);
+        }
+    }
+
+    /// Erases these operators where nothing reads their results, and then what only served them.
+    fn sweep(&mut self, mut doomed: Vec<OpId>) {
+        while let Some(op) = doomed.pop() {
+            let graph = &mut *self.graph;
+            if !graph.is_live(op) || graph.op(op).results().any(|v| graph.readers(v) > 0) {
+                continue;
+            }
+            let read: Vec<ValueId> =
+                graph.op(op).operands().chain(graph.op(op).captures.iter().copied()).collect();
+            graph.erase_op(op);
+            for value in read {
+                doomed.extend(self.graph.producer(value));
+                self.bury_if_dead(value);
+            }
+        }
+    }
+}
+
+fn type_of<'a>(
+    graph: &'a Graph,
+    constants: &'a [Type],
+    ops: &'a [Vec<Option<Type>>],
+    operand: Operand,
+) -> Option<&'a Type> {
+    match operand {
+        Operand::Value(v) => graph.value(v).ty.as_ref(),
+        Operand::New { op, slot } => ops.get(op)?.get(slot)?.as_ref(),
+        Operand::Constant(c) => constants.get(c),
+    }
+}
+
+impl Graph {
+    /// Tells captured values the types that the enclosing graph knows.
+    fn learn_captured(&mut self, outer: &[(ValueId, Option<Type>)]) {
+        for id in self.values().collect::<Vec<_>>() {
+            if let Def::Captured { outer: from } = self.value(id).def
+                && let Some((_, ty)) = outer.iter().find(|(v, _)| *v == from)
+                && ty.is_some()
+            {
+                self.value_mut(id).ty = ty.clone();
+            }
+        }
+    }
+
+    /// True when a value defined in this body, or in a body within it, has this name.
+    fn hides(&self, name: &str) -> bool {
+        self.values()
+            .any(|v| self.value(v).name == name && !matches!(self.value(v).def, Def::Captured { .. }))
+            || self.ops().any(|op| self.op(op).bodies().any(|b| b.hides(name)))
+    }
+}

@@ -1,0 +1,258 @@
+//! Constant tensors: weights, attributes. Data stays where it is (a memory-mapped file, mostly) until it is read.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use half::{bf16, f16};
+
+use crate::{DType, Dim, TensorType};
+
+/// A constant tensor.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Tensor {
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes, outermost first; empty for a scalar.
+    pub dims: Vec<u64>,
+    /// Where the elements are.
+    pub storage: Storage,
+    /// What else the file said about this tensor; opaque here.
+    pub extra: Bytes,
+}
+
+/// Where the elements of a tensor are. ONNX has several places for them; a tensor keeps the one that it came in.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Storage {
+    /// Little-endian elements, packed for types below 8 bits.
+    Raw(Bytes),
+    /// `float_data`: f32, or pairs for complex64.
+    Float(Vec<f32>),
+    /// `double_data`: f64, or pairs for complex128.
+    Double(Vec<f64>),
+    /// `int32_data`: integers up to 32 bits, bool, and the bit patterns of 16-bit and smaller floats.
+    Int32(Vec<i32>),
+    /// `int64_data`: i64.
+    Int64(Vec<i64>),
+    /// `uint64_data`: u32 and u64.
+    Uint64(Vec<u64>),
+    /// `string_data`.
+    Strings(Vec<Bytes>),
+    /// In another file.
+    External(External),
+    /// Nowhere: legal in text examples, where a seeded value stands in.
+    Absent,
+}
+
+/// A range of another file.
+#[derive(Clone)]
+pub struct External {
+    /// Path relative to the folder of the model.
+    pub location: String,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes; `None` means up to the end of the file.
+    pub length: Option<u64>,
+    /// Reads the range when a pass needs the values.
+    pub source: Arc<dyn LoadExternal>,
+}
+
+impl PartialEq for External {
+    fn eq(&self, other: &External) -> bool {
+        (&self.location, self.offset, self.length) == (&other.location, other.offset, other.length)
+    }
+}
+
+impl fmt::Debug for External {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "External({:?} @{} +{:?})", self.location, self.offset, self.length)
+    }
+}
+
+/// Reads ranges of external files; the importer provides one.
+pub trait LoadExternal: Send + Sync {
+    /// The bytes of the range.
+    ///
+    /// # Errors
+    /// A sentence naming the file and the reason: missing, outside the model's folder, shorter than the range.
+    fn load(&self, range: &External) -> Result<Bytes, String>;
+}
+
+/// Why the elements of a tensor cannot be had.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum TensorError {
+    /// External data could not be read.
+    #[error("external data: {0}")]
+    External(String),
+    /// The tensor has no data.
+    #[error("tensor without data")]
+    Absent,
+    /// The data do not have the length that type and shape ask for.
+    #[error("expected {expected} bytes, found {found}")]
+    Length {
+        /// Bytes that type and shape ask for.
+        expected: u64,
+        /// Bytes that are there.
+        found: u64,
+    },
+    /// Elements of this type are not numbers that the caller can use.
+    #[error("elements of type {0} cannot be read as numbers here")]
+    Type(DType),
+}
+
+impl Tensor {
+    /// A tensor from little-endian bytes.
+    pub fn raw(dtype: DType, dims: Vec<u64>, data: impl Into<Bytes>) -> Tensor {
+        Tensor { dtype, dims, storage: Storage::Raw(data.into()), extra: Bytes::new() }
+    }
+
+    /// A one-dimensional i64 tensor, as shapes and axes are written.
+    pub fn i64s(values: &[i64]) -> Tensor {
+        Tensor::from_i64(DType::I64, vec![values.len() as u64], values).unwrap_or_else(|_| unreachable!())
+    }
+
+    /// Floating-point elements, each rounded to `dtype` (to nearest, ties to even).
+    ///
+    /// # Errors
+    /// `dtype` is not a floating-point type of at least 16 bits, or the count does not fit `dims`.
+    pub fn from_f64(dtype: DType, dims: Vec<u64>, values: &[f64]) -> Result<Tensor, TensorError> {
+        let mut out = Vec::with_capacity(values.len() * 8);
+        for &v in values {
+            match dtype {
+                DType::F64 => out.extend(v.to_le_bytes()),
+                DType::F32 => out.extend((v as f32).to_le_bytes()),
+                DType::F16 => out.extend(f16::from_f64(v).to_le_bytes()),
+                DType::BF16 => out.extend(bf16::from_f64(v).to_le_bytes()),
+                other => return Err(TensorError::Type(other)),
+            }
+        }
+        Tensor::raw(dtype, dims, out).checked()
+    }
+
+    /// Integer elements (wrapping where they do not fit), bool included.
+    ///
+    /// # Errors
+    /// `dtype` is not an integer type or bool, or the count does not fit `dims`.
+    pub fn from_i64(dtype: DType, dims: Vec<u64>, values: &[i64]) -> Result<Tensor, TensorError> {
+        let mut out = Vec::with_capacity(values.len() * 8);
+        for &v in values {
+            match dtype {
+                DType::I64 | DType::U64 => out.extend(v.to_le_bytes()),
+                DType::I32 | DType::U32 => out.extend((v as i32).to_le_bytes()),
+                DType::I16 | DType::U16 => out.extend((v as i16).to_le_bytes()),
+                DType::I8 | DType::U8 => out.push(v as u8),
+                DType::Bool => out.push((v != 0) as u8),
+                other => return Err(TensorError::Type(other)),
+            }
+        }
+        Tensor::raw(dtype, dims, out).checked()
+    }
+
+    fn checked(self) -> Result<Tensor, TensorError> {
+        self.bytes()?;
+        Ok(self)
+    }
+
+    /// Number of elements; `None` when the product of the sizes does not fit.
+    pub fn elements(&self) -> Option<u64> {
+        self.dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d))
+    }
+
+    /// Bytes that the elements need; `None` for strings and on overflow.
+    pub fn byte_len(&self) -> Option<u64> {
+        self.dtype.packed_len(self.elements()?)
+    }
+
+    /// Element type and shape.
+    pub fn ty(&self) -> TensorType {
+        TensorType { dtype: self.dtype, shape: Some(self.dims.iter().map(|&d| Dim::Known(d)).collect()) }
+    }
+
+    /// True when the elements are in this process already (memory-mapped counts).
+    pub fn is_resident(&self) -> bool {
+        !matches!(self.storage, Storage::External(_) | Storage::Absent)
+    }
+
+    /// The elements as little-endian bytes, wherever they are stored; borrowed when no conversion is needed.
+    ///
+    /// # Errors
+    /// The data are absent, unreadable, of the wrong length, or strings.
+    pub fn bytes(&self) -> Result<Cow<'_, [u8]>, TensorError> {
+        let expected = self.byte_len().ok_or(TensorError::Type(self.dtype))?;
+        let bytes: Cow<'_, [u8]> = match &self.storage {
+            Storage::Raw(b) => Cow::Borrowed(b),
+            Storage::Float(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>().into(),
+            Storage::Double(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>().into(),
+            Storage::Int64(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>().into(),
+            Storage::Int32(v) => {
+                // Types below a byte are stored packed, one byte of them per entry.
+                let width = self.dtype.bits().unwrap_or(32).div_ceil(8).min(4) as usize;
+                v.iter().flat_map(|x| x.to_le_bytes().into_iter().take(width)).collect::<Vec<_>>().into()
+            }
+            Storage::Uint64(v) => {
+                let width = if self.dtype == DType::U32 { 4 } else { 8 };
+                v.iter().flat_map(|x| x.to_le_bytes().into_iter().take(width)).collect::<Vec<_>>().into()
+            }
+            Storage::Strings(_) => return Err(TensorError::Type(DType::String)),
+            Storage::External(range) => {
+                Cow::Owned(range.source.load(range).map_err(TensorError::External)?.to_vec())
+            }
+            Storage::Absent => return Err(TensorError::Absent),
+        };
+        if bytes.len() as u64 != expected {
+            return Err(TensorError::Length { expected, found: bytes.len() as u64 });
+        }
+        Ok(bytes)
+    }
+
+    /// Floating-point or integer elements as f64 (i64 and u64 beyond 2^53 are rounded).
+    ///
+    /// # Errors
+    /// The data cannot be read, or are not numbers of at least 8 bits.
+    pub fn to_f64(&self) -> Result<Vec<f64>, TensorError> {
+        let b = self.bytes()?;
+        Ok(match self.dtype {
+            DType::F64 => chunks(&b).map(f64::from_le_bytes).collect(),
+            DType::F32 => chunks(&b).map(|c| f32::from_le_bytes(c) as f64).collect(),
+            DType::F16 => chunks(&b).map(|c| f16::from_le_bytes(c).to_f64()).collect(),
+            DType::BF16 => chunks(&b).map(|c| bf16::from_le_bytes(c).to_f64()).collect(),
+            _ => self.to_i64()?.into_iter().map(|v| v as f64).collect(),
+        })
+    }
+
+    /// Integer or bool elements as i64 (u64 wraps).
+    ///
+    /// # Errors
+    /// The data cannot be read, or are not integers of at least 8 bits.
+    pub fn to_i64(&self) -> Result<Vec<i64>, TensorError> {
+        let b = self.bytes()?;
+        Ok(match self.dtype {
+            DType::I64 | DType::U64 => chunks(&b).map(i64::from_le_bytes).collect(),
+            DType::I32 => chunks(&b).map(|c| i32::from_le_bytes(c) as i64).collect(),
+            DType::U32 => chunks(&b).map(|c| u32::from_le_bytes(c) as i64).collect(),
+            DType::I16 => chunks(&b).map(|c| i16::from_le_bytes(c) as i64).collect(),
+            DType::U16 => chunks(&b).map(|c| u16::from_le_bytes(c) as i64).collect(),
+            DType::I8 => b.iter().map(|&x| x as i8 as i64).collect(),
+            DType::U8 | DType::Bool => b.iter().map(|&x| x as i64).collect(),
+            other => return Err(TensorError::Type(other)),
+        })
+    }
+}
+
+fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    bytes.as_chunks::<N>().0.iter().copied()
+}
+
+/// A constant sparse tensor in coordinate form.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SparseTensor {
+    /// Sizes of the dense tensor.
+    pub dims: Vec<u64>,
+    /// The non-default elements, one dimension.
+    pub values: Box<Tensor>,
+    /// Their positions.
+    pub indices: Box<Tensor>,
+    /// What else the file said; opaque here.
+    pub extra: Bytes,
+}
