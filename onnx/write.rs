@@ -1,0 +1,206 @@
+//! From a [`ModelProto`] to a file, without copying weights and without ever leaving half a file behind.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::buf::UninitSlice;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use crate::error::Error;
+use crate::external::{Brought, Folder, parent};
+use crate::schema::ModelProto;
+use crate::spill::{self, Spill};
+
+/// Largest protobuf message that readers accept: its length must fit an `i32`.
+pub const PROTOBUF_LIMIT: u64 = i32::MAX as u64;
+
+/// How to write a file.
+#[derive(Debug)]
+pub struct WriteOptions<'a> {
+    /// Largest file to write, in bytes; above it, weights go to a second file. [`PROTOBUF_LIMIT`] unless testing.
+    pub limit: u64,
+    /// The folder that external data of the model are in; they come along when the output goes elsewhere.
+    pub source: Option<&'a Folder>,
+}
+
+impl Default for WriteOptions<'_> {
+    fn default() -> Self {
+        WriteOptions { limit: PROTOBUF_LIMIT, source: None }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Size of the model file in bytes.
+    pub bytes: u64,
+    /// The file that took the weights of a model above the limit.
+    pub weights: Option<PathBuf>,
+    /// External files that came along, and how.
+    pub brought: Vec<(String, Brought)>,
+}
+
+/// Writes a model to a file; an existing one is replaced as a whole, at the end.
+///
+/// A model above the limit gets its weights (initializers of 1 KiB and more) moved to one file `<path>.data` next to
+/// it, which is in place before the model refers to it. External files that the model refers to already are linked
+/// or copied next to the output ([`Folder::bring`]).
+///
+/// # Errors
+/// The file or those that it needs cannot be written, or the model is above the limit even without weights. A file
+/// that was there before is then still there, unchanged.
+pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
+    let mut written = Written::default();
+    let locations = spill::locations(&model)?;
+    if let Some(source) = options.source {
+        for location in &locations {
+            let how = source.bring(location, &parent(path))?;
+            written.brought.push((location.clone(), how));
+        }
+    }
+    if model.encoded_len() as u64 > options.limit {
+        let name = free_name(path, &locations);
+        let weights = spill::spill(&mut model, &name);
+        fits(&model, path, options.limit, "")?;
+        let target = parent(path).join(&name);
+        replace(&target, |file| weights.iter().try_for_each(|piece| write_at(file, piece)))?;
+        written.weights = Some(target);
+    }
+    let pieces = encode(&model);
+    written.bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+    replace(path, |file| pieces.iter().try_for_each(|piece| file.write_all(piece)))?;
+    Ok(written)
+}
+
+/// Writes a model to a stream; `file` names it in errors (`<stdout>`).
+///
+/// # Errors
+/// The stream fails, or the model is above `limit` bytes: a stream has no place for a second file.
+pub fn write_stream(
+    model: &ModelProto,
+    file: &str,
+    mut stream: impl Write,
+    limit: u64,
+) -> Result<u64, Error> {
+    fits(model, Path::new(file), limit, "; write to a file instead, so that weights can go to a second one")?;
+    let pieces = encode(model);
+    let sent = pieces.iter().try_for_each(|piece| stream.write_all(piece)).and_then(|()| stream.flush());
+    sent.map_err(Error::io(Path::new(file), "write"))?;
+    Ok(pieces.iter().map(|piece| piece.len() as u64).sum())
+}
+
+fn fits(model: &ModelProto, path: &Path, limit: u64, hint: &'static str) -> Result<(), Error> {
+    let bytes = model.encoded_len() as u64;
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Error::TooLarge { file: path.display().to_string(), bytes, limit, hint })
+}
+
+/// `<path>.data`, or a numbered one when the model refers to a file of that name already.
+fn free_name(path: &Path, locations: &[String]) -> String {
+    let stem = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let used = |name: &String| locations.iter().any(|location| Path::new(location) == Path::new(name));
+    let mut name = format!("{stem}.data");
+    let mut number = 1;
+    while used(&name) {
+        number += 1;
+        name = format!("{stem}.{number}.data");
+    }
+    name
+}
+
+fn write_at(file: &mut fs::File, piece: &Spill) -> io::Result<()> {
+    file.write_all(&vec![0; piece.padding as usize])?;
+    file.write_all(&piece.data)
+}
+
+/// Puts a file in place as a whole: written beside its target, flushed to disk, then renamed over it. Permissions are
+/// those of the file that was there, else what the process gives to new files. A symbolic link stays one; anything
+/// that is not a regular file (a pipe, `/dev/null`) is written to directly.
+fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), Error> {
+    let existing = fs::metadata(path).ok();
+    if existing.as_ref().is_some_and(|kind| kind.is_dir()) {
+        return Err(Error::Directory(path.to_path_buf()));
+    }
+    if existing.as_ref().is_some_and(|kind| !kind.is_file()) {
+        let mut file = fs::OpenOptions::new().write(true).open(path).map_err(Error::io(path, "open"))?;
+        return fill(&mut file).map_err(Error::io(path, "write"));
+    }
+    let target = if existing.is_some() { path.canonicalize() } else { Ok(path.to_path_buf()) };
+    let target = target.map_err(Error::io(path, "resolve"))?;
+    let folder = parent(&target);
+
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".dmopt-");
+    #[cfg(unix)]
+    let new_file = std::os::unix::fs::PermissionsExt::from_mode(0o666); // The process's mask applies.
+    #[cfg(unix)]
+    builder.permissions(new_file);
+    let mut file = builder.tempfile_in(&folder).map_err(Error::io(path, "write beside"))?;
+    fill(file.as_file_mut()).map_err(Error::io(path, "write"))?;
+    if let Some(kind) = existing {
+        file.as_file().set_permissions(kind.permissions()).map_err(Error::io(path, "set permissions of"))?;
+    }
+    file.as_file().sync_all().map_err(Error::io(path, "flush"))?;
+    file.persist(&target).map_err(|error| Error::io(path, "put in place")(error.error))?;
+    // The rename itself reaches the disk with the folder; where folders cannot be flushed, it does so later.
+    let _ = fs::File::open(&folder).and_then(|folder| folder.sync_all());
+    Ok(())
+}
+
+/// The encoded model as pieces to be written one after the other. Raw bytes from [`SPLICE`] on are pieces of their
+/// own and shared with the model, not copied.
+pub fn encode(model: &ModelProto) -> Vec<Bytes> {
+    let mut pieces = Pieces::default();
+    model.encode_raw(&mut pieces);
+    pieces.flush();
+    pieces.done
+}
+
+/// Byte strings of this length or more are spliced in rather than copied.
+pub const SPLICE: usize = 4096;
+
+/// A buffer that takes long byte strings by reference.
+#[derive(Default)]
+struct Pieces {
+    done: Vec<Bytes>,
+    tail: BytesMut,
+}
+
+impl Pieces {
+    fn flush(&mut self) {
+        if !self.tail.is_empty() {
+            self.done.push(self.tail.split().freeze());
+        }
+    }
+}
+
+// SAFETY: the three required methods are those of `BytesMut`, which upholds the contract; `put` adds whole pieces
+// through safe code only.
+unsafe impl BufMut for Pieces {
+    fn remaining_mut(&self) -> usize {
+        self.tail.remaining_mut()
+    }
+
+    unsafe fn advance_mut(&mut self, count: usize) {
+        // SAFETY: the caller has initialized `count` bytes of what `chunk_mut` returned.
+        unsafe { self.tail.advance_mut(count) }
+    }
+
+    fn chunk_mut(&mut self) -> &mut UninitSlice {
+        self.tail.chunk_mut()
+    }
+
+    fn put<T: Buf>(&mut self, mut source: T) {
+        let count = source.remaining();
+        if count >= SPLICE {
+            self.flush();
+            self.done.push(source.copy_to_bytes(count));
+        } else {
+            self.tail.put(source);
+        }
+    }
+}
