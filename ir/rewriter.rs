@@ -220,6 +220,7 @@ pub struct Rewriter<'g> {
     allow: Safety,
     fuel: &'g mut Option<u64>,
     applied: u64,
+    worst: Option<Safety>,
 }
 
 impl<'g> Rewriter<'g> {
@@ -230,7 +231,7 @@ impl<'g> Rewriter<'g> {
         allow: Safety,
         fuel: &'g mut Option<u64>,
     ) -> Rewriter<'g> {
-        Rewriter { graph, names, allow, fuel, applied: 0 }
+        Rewriter { graph, names, allow, fuel, applied: 0, worst: None }
     }
 
     /// The graph as it stands.
@@ -241,6 +242,11 @@ impl<'g> Rewriter<'g> {
     /// Patches applied so far.
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// The worst class among the patches applied.
+    pub fn worst(&self) -> Option<Safety> {
+        self.worst
     }
 
     /// The class up to which patches are applied.
@@ -269,6 +275,7 @@ impl<'g> Rewriter<'g> {
             let mut inner = Rewriter::new(body, self.names, self.allow, self.fuel);
             edit(&mut inner);
             self.applied += inner.applied;
+            self.worst = self.worst.max(inner.worst);
         }
         for (place, body) in self.graph.op_mut(op).bodies_mut().zip(bodies) {
             *place = body;
@@ -297,6 +304,7 @@ impl<'g> Rewriter<'g> {
             return Err(Refusal::Unsafe(patch.safety));
         }
         let types = self.check(&patch)?;
+        self.worst = self.worst.max(Some(patch.safety));
         self.perform(patch, types);
         self.applied += 1;
         if let Some(fuel) = self.fuel {

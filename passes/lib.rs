@@ -1,1 +1,274 @@
-//! The rewrites, one file each
+//! The rewrites, one file each, and the driver that runs them.
+//!
+//! The folder is the list of passes; [`PIPELINE`] is their order. A pass file opens with its own documentation: what
+//! it does, an example before and after, and an example that it must refuse. The tests run those examples, and
+//! `dmopt passes NAME` prints them. Adding a pass is one new file and two lines here: `mod`, and its place in
+//! [`PIPELINE`].
+
+use std::collections::BTreeMap;
+
+use dmopt_ir::{Evaluator, Graph, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, infer};
+
+mod drop_dead;
+
+pub use log::{Log, PassReport, Refused, Site};
+
+mod log;
+
+/// Every pass in the order in which they run; the whole list repeats until nothing changes.
+pub const PIPELINE: &[&dyn Pass] = &[&drop_dead::DropDead];
+
+/// A rewrite of a graph.
+pub trait Pass: Sync {
+    /// Name on the command line and in reports, the file's name with dashes.
+    fn name(&self) -> &'static str;
+
+    /// The text of the pass's file: its header is its documentation, example and test.
+    fn source(&self) -> &'static str;
+
+    /// The furthest that any of its edits may change results.
+    fn safety(&self) -> Safety;
+
+    /// Edits one graph (the main graph or a body; bodies get their own call).
+    fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>);
+}
+
+/// What a pass may use beside the graph.
+pub struct Context<'a> {
+    /// Computes operators on constants; `None` when no runtime is at hand.
+    pub evaluator: Option<&'a dyn Evaluator>,
+    /// Bytes by which folding constants may still let the model grow.
+    pub fold_budget: &'a mut u64,
+    /// Where refusals and findings go.
+    pub log: &'a mut Log,
+}
+
+/// A local rewrite: looks at one operator of a read-only graph and proposes an edit.
+pub trait Rule {
+    /// The edit that starts at this operator.
+    ///
+    /// # Errors
+    /// Why there is none; only [`Miss::Refused`] is reported.
+    fn at(&self, graph: &Graph, op: OpId) -> Result<Patch, Miss>;
+}
+
+/// Why a rule proposes no edit.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Miss {
+    /// The operator is not what the rule looks for.
+    NoMatch,
+    /// The edit would change nothing.
+    NoEffect,
+    /// The pattern is there, but the edit is not certain to be safe.
+    Refused(String),
+}
+
+impl Miss {
+    /// The pattern is there, but the edit is not certain to be safe, for this reason.
+    pub fn refused(reason: impl Into<String>) -> Miss {
+        Miss::Refused(reason.into())
+    }
+}
+
+impl Context<'_> {
+    /// Applies a rule to every operator, in order, again until a round changes nothing.
+    pub fn apply_rule(&mut self, rule: &dyn Rule, rewriter: &mut Rewriter<'_>) {
+        loop {
+            let before = rewriter.applied();
+            for op in order_of(rewriter.graph()) {
+                if rewriter.graph().is_live(op) {
+                    let proposal = rule.at(rewriter.graph(), op);
+                    self.apply(op, proposal, rewriter);
+                }
+            }
+            if rewriter.applied() == before || rewriter.out_of_fuel() {
+                return;
+            }
+        }
+    }
+
+    /// Applies one proposal for an operator, or reports why not. True when the graph changed.
+    pub fn apply(&mut self, op: OpId, proposal: Result<Patch, Miss>, rewriter: &mut Rewriter<'_>) -> bool {
+        let node = || rewriter.graph().describe(op);
+        let (node, reason) = match proposal {
+            Ok(patch) => {
+                let node = node();
+                match rewriter.apply(patch) {
+                    Ok(()) => return true,
+                    Err(Refusal::OutOfFuel) => return false,
+                    Err(refusal) => (node, refusal.to_string()),
+                }
+            }
+            Err(Miss::Refused(reason)) => (node(), reason),
+            Err(Miss::NoMatch | Miss::NoEffect) => return false,
+        };
+        self.log.refuse(node, reason);
+        false
+    }
+}
+
+/// The operators of a graph in order. Rewriters keep graphs free of cycles, so there is one.
+pub(crate) fn order_of(graph: &Graph) -> Vec<OpId> {
+    graph.order().unwrap_or_default()
+}
+
+/// Called with the name of a pass and the round.
+pub type Progress<'a> = &'a dyn Fn(&str, usize);
+
+/// What to run, and how far.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Only these passes, by name; empty means all.
+    pub only: Vec<String>,
+    /// Not these.
+    pub skip: Vec<String>,
+    /// Apply edits up to this class only; `None` means every class.
+    pub allow: Option<Safety>,
+    /// Stop after this many edits.
+    pub stop_after: Option<u64>,
+    /// Bytes by which folding constants may let the model grow; `None` means [`FOLD_BUDGET`].
+    pub fold_budget: Option<u64>,
+    /// Computes operators on constants.
+    pub evaluator: Option<&'a dyn Evaluator>,
+    /// Check every invariant after every pass, not only in debug builds.
+    pub verify: bool,
+    /// Called before each run of a pass, with its name and the round (from 1).
+    pub progress: Option<Progress<'a>>,
+}
+
+/// How many bytes folding constants may add to a model unless told otherwise.
+pub const FOLD_BUDGET: u64 = 1 << 20;
+
+/// Rounds of the pipeline after which it stops even if it still finds edits; a model that needs this many points to
+/// two passes that undo each other.
+const MAX_ROUNDS: usize = 16;
+
+/// What the pipeline did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// One entry for each pass that ran, in the order of the pipeline.
+    pub passes: Vec<PassReport>,
+    /// The mixing sites found in the model as it came in.
+    pub sites: Vec<Site>,
+    /// Types that inference and the file disagree on, and similar remarks.
+    pub notes: Vec<String>,
+    /// The worst class among the edits applied; `None` when nothing changed.
+    pub safety: Option<Safety>,
+    /// True when `stop_after` ended the run.
+    pub out_of_fuel: bool,
+}
+
+/// Why the pipeline gave up; the model must not be written then.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A pass of this name does not exist.
+    #[error("no pass is called '{name}'{}", .nearest.map(|n| format!(" (did you mean '{n}'?)")).unwrap_or_default())]
+    UnknownPass {
+        /// The name asked for.
+        name: String,
+        /// The closest name there is.
+        nearest: Option<&'static str>,
+    },
+    /// A pass left the graph in a state that breaks an invariant: a defect of the pass.
+    #[error("pass {pass} broke the graph: {violations}")]
+    Broken {
+        /// Name of the pass.
+        pass: &'static str,
+        /// The invariants it broke.
+        violations: String,
+    },
+}
+
+/// The pass of this name.
+///
+/// # Errors
+/// There is none; the error names the closest.
+pub fn find(name: &str) -> Result<&'static dyn Pass, Error> {
+    PIPELINE.iter().copied().find(|p| p.name() == name).ok_or_else(|| Error::UnknownPass {
+        name: name.to_string(),
+        nearest: PIPELINE.iter().map(|p| p.name()).min_by_key(|n| edit_distance(n, name)),
+    })
+}
+
+/// Runs the pipeline over a model: the main graph and every body.
+///
+/// # Errors
+/// See [`Error`].
+pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
+    for name in options.only.iter().chain(&options.skip) {
+        find(name)?;
+    }
+    let chosen = |pass: &dyn Pass| {
+        let name = pass.name().to_string();
+        (options.only.is_empty() || options.only.contains(&name)) && !options.skip.contains(&name)
+    };
+    let passes: Vec<&dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
+    infer::infer_graph(&mut model.graph);
+    let mut names = Names::of(model);
+    let mut fuel = options.stop_after;
+    let mut fold_budget = options.fold_budget.unwrap_or(FOLD_BUDGET);
+    let mut logs: BTreeMap<&str, Log> = BTreeMap::new();
+    let mut outcome = Outcome::default();
+    for round in 1..=MAX_ROUNDS {
+        let mut changed = false;
+        for pass in &passes {
+            if let Some(progress) = options.progress {
+                progress(pass.name(), round);
+            }
+            let log = logs.entry(pass.name()).or_default();
+            log.start_round();
+            let mut context = Context { evaluator: options.evaluator, fold_budget: &mut fold_budget, log };
+            let allow = options.allow.unwrap_or(Safety::Approximates);
+            let mut rewriter = Rewriter::new(&mut model.graph, &mut names, allow, &mut fuel);
+            run_everywhere(*pass, &mut rewriter, &mut context);
+            let worst = rewriter.worst();
+            let applied = rewriter.finish().map_err(|_| Error::Broken {
+                pass: pass.name(),
+                violations: "operators depend on each other in a circle".to_string(),
+            })?;
+            log.rewrites += applied;
+            outcome.safety = outcome.safety.max(worst);
+            changed |= applied > 0;
+            if options.verify || cfg!(debug_assertions) {
+                verify(model, pass.name())?;
+            }
+        }
+        if !changed || fuel == Some(0) {
+            break;
+        }
+    }
+    outcome.out_of_fuel = fuel == Some(0);
+    for pass in passes {
+        let log = logs.remove(pass.name()).unwrap_or_default();
+        outcome.sites.extend(log.sites.iter().cloned());
+        outcome.passes.push(log.report(pass));
+    }
+    Ok(outcome)
+}
+
+/// Bodies first: what they capture may end there.
+fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+    for op in order_of(rewriter.graph()) {
+        rewriter.in_bodies(op, &mut |body| run_everywhere(pass, body, context));
+    }
+    pass.run(rewriter, context);
+}
+
+fn verify(_model: &Model, _pass: &'static str) -> Result<(), Error> {
+    Ok(())
+}
+
+/// Levenshtein distance, for suggestions.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,89 @@
+//! What passes report: counts, refusals, mixing sites.
+
+use dmopt_ir::Safety;
+
+use crate::Pass;
+
+/// What one pass did over the whole run.
+#[derive(Clone, Debug)]
+pub struct PassReport {
+    /// Name of the pass.
+    pub name: &'static str,
+    /// The furthest that its edits may change results.
+    pub safety: Safety,
+    /// Edits applied.
+    pub rewrites: u64,
+    /// What it found and left alone.
+    pub refused: Vec<Refused>,
+}
+
+/// A place where a pass found its pattern and left it alone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    /// The operator.
+    pub node: String,
+    /// Why the edit was not certain to be safe.
+    pub reason: String,
+}
+
+/// A linear combination `c + sum_i s_i * x_i` in the model.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Site {
+    /// Name of the value that holds the result.
+    pub output: String,
+    /// Number of terms `s_i * x_i`.
+    pub terms: usize,
+    /// How the file writes it, such as `stack-sum`.
+    pub form: &'static str,
+    /// True when it was rewritten; false when it was an accumulation already, or was refused.
+    pub rewritten: bool,
+    /// Why it was left alone, if it was.
+    pub reason: Option<String>,
+}
+
+/// Collects what one pass reports, over all rounds.
+#[derive(Debug, Default)]
+pub struct Log {
+    pub(crate) rewrites: u64,
+    pub(crate) sites: Vec<Site>,
+    refused: Vec<Refused>,
+    rounds: usize,
+}
+
+impl Log {
+    /// Refusals of an earlier round are forgotten: what still stands in the way says so again.
+    pub(crate) fn start_round(&mut self) {
+        self.refused.clear();
+        self.rounds += 1;
+    }
+
+    /// Notes that an edit was not certain to be safe.
+    pub fn refuse(&mut self, node: String, reason: String) {
+        let entry = Refused { node, reason };
+        if !self.refused.contains(&entry) {
+            self.refused.push(entry);
+        }
+    }
+
+    /// Notes a mixing site, or updates what is known of the one with the same output.
+    pub fn site(&mut self, site: Site) {
+        match self.sites.iter_mut().find(|s| s.output == site.output) {
+            // The form that the file came in is what the reader asked about.
+            Some(known) if !known.rewritten => {
+                known.rewritten = site.rewritten;
+                known.reason = site.reason;
+            }
+            Some(_) => {}
+            None => self.sites.push(site),
+        }
+    }
+
+    pub(crate) fn report(self, pass: &dyn Pass) -> PassReport {
+        PassReport {
+            name: pass.name(),
+            safety: pass.safety(),
+            rewrites: self.rewrites,
+            refused: self.refused,
+        }
+    }
+}
