@@ -1,1 +1,170 @@
-//! Runtimes that execute a model file and report outputs
+//! Runtimes that execute a model file, and the proof that two files compute the same.
+//!
+//! A [`Backend`] takes the bytes of a model file, not a graph: what is validated is the file that ships.
+//! [`validate()`] runs the original and the rewritten file on the same seeded [`inputs`], compares the outputs
+//! element by element ([`compare`]), and judges them by a [`Tolerance`] that follows from what was done to the
+//! model.
+//!
+//! The embedded runtime, tract, sits behind the feature `tract`. What it cannot do:
+//! - **Operators** are refused when tract has no implementation of them, when they belong to another domain
+//!   than the standard one, or when the model defines functions for them: tract looks operators up by type alone
+//!   and never reads functions, so it would compute something else without a word.
+//! - **bfloat16** (and 8-bit and smaller floats, 4-bit integers, strings at the boundary, sequences) has no
+//!   counterpart in tract; such models are refused.
+//! - **Operators with known wrong values** (some forms of BitShift, GRU, LSTM, Celu, SpaceToDepth, ...): original
+//!   and rewritten file run in the same runtime, so an equal mistake on both sides goes unnoticed, and a rewrite
+//!   that touches such an operator is not proven by running it here. No rewrite in this project does.
+
+pub mod compare;
+pub mod inputs;
+#[cfg(feature = "tract")]
+pub mod tract;
+mod validate;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dmopt_ir::{DType, Tensor, TensorType};
+
+pub use compare::{Comparison, Tolerance};
+pub use validate::{Options, Run, Status, Validation, validate, validate_with};
+
+/// A model file as a runtime takes it.
+#[derive(Clone, Debug)]
+pub struct ModelFile {
+    /// Content of the file.
+    pub bytes: Bytes,
+    /// Folder that locations of external data are relative to; `None` for a model that came through a pipe.
+    pub folder: Option<PathBuf>,
+}
+
+impl ModelFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Read`] when the file cannot be read.
+    pub fn open(path: &Path) -> Result<ModelFile, RuntimeError> {
+        let bytes = std::fs::read(path)
+            .map_err(|source| RuntimeError::Read { path: path.to_owned(), source })?
+            .into();
+        // The parent of a bare file name is the empty path, which means the current folder.
+        Ok(ModelFile { bytes, folder: path.parent().map(Path::to_owned) })
+    }
+}
+
+/// A tensor with the name of the graph input or output that it belongs to.
+pub type Named = (String, Tensor);
+
+/// A runtime.
+pub trait Backend {
+    /// Name and version, as reports print it.
+    fn name(&self) -> &'static str;
+
+    /// Reads a model and refuses what this runtime cannot run, as far as that shows before running.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Malformed`], [`RuntimeError::Operator`] or [`RuntimeError::Unsupported`].
+    fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError>;
+}
+
+/// A loaded model.
+pub trait Session {
+    /// What the model reads and writes.
+    fn interface(&self) -> &Interface;
+
+    /// Runs the model once. `inputs` has one resident tensor for every input of the interface, in any order;
+    /// sizes may change from one run to the next.
+    ///
+    /// # Errors
+    /// The model does not run with these inputs, or not on this runtime.
+    fn run(&mut self, inputs: &[Named]) -> Result<Outputs, RuntimeError>;
+}
+
+/// Results of one run.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// Graph outputs in the order of the interface.
+    pub tensors: Vec<Named>,
+    /// Time of the computation alone, without loading and preparation.
+    pub wall: Duration,
+    /// Largest amount of memory in use by activations, in bytes; `None` where the runtime does not tell.
+    pub peak_bytes: Option<u64>,
+}
+
+/// Inputs and outputs of a model, in the order of the file; inputs that have an initializer are left out.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Interface {
+    /// Graph inputs that a run has to provide.
+    pub inputs: Vec<Port>,
+    /// Graph outputs.
+    pub outputs: Vec<Port>,
+}
+
+/// One graph input or output.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Port {
+    /// Name.
+    pub name: String,
+    /// Declared element type and shape.
+    pub ty: TensorType,
+}
+
+/// Why a model was not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The bytes are no model.
+    #[error("{runtime} cannot parse the model: {reason}")]
+    Malformed {
+        /// Name of the runtime.
+        runtime: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// The runtime does not have an operator.
+    #[error("operator {operator} is not supported by {runtime}")]
+    Operator {
+        /// Operator type, after `domain::` for another than the standard domain.
+        operator: String,
+        /// Name of the runtime.
+        runtime: &'static str,
+    },
+    /// The runtime does not have something else that the model needs: an element type, an attribute, ...
+    #[error("not supported by {runtime}: {reason}")]
+    Unsupported {
+        /// Name of the runtime.
+        runtime: &'static str,
+        /// What it does not have.
+        reason: String,
+    },
+    /// The run failed.
+    #[error("{runtime} failed: {reason}")]
+    Failed {
+        /// Name of the runtime.
+        runtime: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// Inputs of this type cannot be made or passed.
+    #[error("input {input} has element type {dtype}, for which no values can be generated")]
+    InputType {
+        /// Graph input.
+        input: String,
+        /// Its type.
+        dtype: DType,
+    },
+    /// A size that was asked for contradicts the model.
+    #[error("{0}")]
+    Sizes(String),
+    /// Data of a tensor are not there or do not fit its type.
+    #[error(transparent)]
+    Tensor(#[from] dmopt_ir::TensorError),
+}

@@ -1,0 +1,229 @@
+//! Proof by execution: two files, the same inputs, the same outputs.
+
+use std::time::Duration;
+
+use crate::compare::{Comparison, Tolerance, compare};
+use crate::inputs::{Pins, Sizes, assignments, random_inputs};
+use crate::{Backend, Interface, ModelFile, RuntimeError, Session};
+
+/// What to run, and how far outputs may differ.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Options {
+    /// The first seed; run `i` uses `seed + i`.
+    pub seed: u64,
+    /// Number of seeds at the first sizes that work; every further assignment of sizes runs with the first seed.
+    pub seeds: usize,
+    /// Number of assignments of sizes to the open dimensions that must run.
+    pub sizes: usize,
+    /// Sizes that the caller fixes.
+    pub pins: Pins,
+    /// Allowed difference.
+    pub tolerance: Tolerance,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { seed: 0, seeds: 3, sizes: 3, pins: Pins::default(), tolerance: Tolerance::EXACT }
+    }
+}
+
+/// The verdict.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// Both files ran and every output agreed.
+    Passed,
+    /// The files have other inputs or outputs, the candidate does not run, or outputs differ.
+    Failed,
+    /// The reference does not run here, so nothing is known.
+    Skipped,
+}
+
+/// What validation found.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Validation {
+    /// The verdict.
+    pub status: Status,
+    /// Name of the runtime.
+    pub runtime: &'static str,
+    /// Allowed difference.
+    pub tolerance: Tolerance,
+    /// Differences over all runs; `None` when no run was compared.
+    pub comparison: Option<Comparison>,
+    /// Why it failed or was skipped.
+    pub reason: Option<String>,
+    /// The runs that were compared.
+    pub runs: Vec<Run>,
+    /// Sizes that the reference does not run with, and why.
+    pub refused: Vec<(Sizes, String)>,
+}
+
+/// One comparison: the same inputs through both files.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Run {
+    /// Seed of the inputs.
+    pub seed: u64,
+    /// Sizes of the open dimensions.
+    pub sizes: Sizes,
+    /// Time of the reference.
+    pub reference: Duration,
+    /// Time of the candidate.
+    pub candidate: Duration,
+}
+
+/// Validates with the embedded runtime; skipped when it was not built in.
+///
+/// # Errors
+/// See [`validate_with`].
+pub fn validate(
+    reference: &ModelFile,
+    candidate: &ModelFile,
+    options: &Options,
+) -> Result<Validation, RuntimeError> {
+    #[cfg(feature = "tract")]
+    return validate_with(&crate::tract::Tract, reference, candidate, options);
+    #[cfg(not(feature = "tract"))]
+    {
+        let _ = (reference, candidate);
+        Ok(Validation::new("none", options.tolerance).skipped("built without the embedded runtime"))
+    }
+}
+
+/// Runs both files on the same random inputs and compares the outputs. Stops at the first run that fails.
+///
+/// # Errors
+/// [`RuntimeError::Sizes`] when the pinned sizes contradict the reference. Whatever else goes wrong is a verdict.
+pub fn validate_with(
+    backend: &dyn Backend,
+    reference: &ModelFile,
+    candidate: &ModelFile,
+    options: &Options,
+) -> Result<Validation, RuntimeError> {
+    let mut found = Validation::new(backend.name(), options.tolerance);
+    let mut original = match backend.load(reference) {
+        Ok(session) => session,
+        Err(e) => return Ok(found.skipped(e)),
+    };
+    let all_sizes = assignments(original.interface(), &options.pins)?;
+    let mut rewritten: Option<Box<dyn Session>> = None;
+    let mut sizes_run = 0;
+    for sizes in all_sizes {
+        if sizes_run == options.sizes.max(1) {
+            break;
+        }
+        let seeds = if sizes_run == 0 { options.seeds.max(1) as u64 } else { 1 };
+        for seed in (0..seeds).map(|i| options.seed.wrapping_add(i)) {
+            let run = random_inputs(original.interface(), &sizes, &options.pins, seed)
+                .and_then(|inputs| Ok((original.run(&inputs)?, inputs)));
+            let (expected, inputs) = match run {
+                Ok(run) => run,
+                Err(e) => {
+                    found.refused.push((sizes.clone(), e.to_string()));
+                    break;
+                }
+            };
+            let session = match rewritten.as_mut() {
+                Some(session) => session,
+                None => match backend.load(candidate) {
+                    Ok(session) => {
+                        if let Some(difference) = differ(original.interface(), session.interface()) {
+                            return Ok(found.failed(difference));
+                        }
+                        rewritten.insert(session)
+                    }
+                    Err(e) => return Ok(found.failed(format!("the rewritten model does not load: {e}"))),
+                },
+            };
+            let actual = match session.run(&inputs) {
+                Ok(actual) => actual,
+                Err(e) => return Ok(found.failed(format!("the rewritten model does not run: {e}"))),
+            };
+            let result = match compare(&expected.tensors, &actual.tensors, options.tolerance) {
+                Ok(result) => result,
+                Err(mismatch) => return Ok(found.failed(mismatch)),
+            };
+            let passed = result.passed();
+            match &mut found.comparison {
+                Some(total) => total.merge(result),
+                none => *none = Some(result),
+            }
+            found.runs.push(Run {
+                seed,
+                sizes: sizes.clone(),
+                reference: expected.wall,
+                candidate: actual.wall,
+            });
+            if !passed {
+                let reason = found.comparison.as_ref().map(describe).unwrap_or_default();
+                return Ok(found.failed(reason));
+            }
+        }
+        if found.runs.last().is_some_and(|run| run.sizes == sizes) {
+            sizes_run += 1;
+        }
+    }
+    match found.refused.first() {
+        Some((_, reason)) if found.runs.is_empty() => {
+            let reason = reason.clone();
+            Ok(found.skipped(reason))
+        }
+        _ => Ok(found),
+    }
+}
+
+impl Validation {
+    /// A verdict that stands until something is found against it.
+    fn new(runtime: &'static str, tolerance: Tolerance) -> Validation {
+        Validation {
+            status: Status::Passed,
+            runtime,
+            tolerance,
+            comparison: None,
+            reason: None,
+            runs: Vec::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    fn skipped(self, reason: impl ToString) -> Validation {
+        Validation { status: Status::Skipped, reason: Some(reason.to_string()), ..self }
+    }
+
+    fn failed(self, reason: impl ToString) -> Validation {
+        Validation { status: Status::Failed, reason: Some(reason.to_string()), ..self }
+    }
+
+    /// True when every compared output had the same bits in both files.
+    pub fn bit_identical(&self) -> bool {
+        self.comparison.as_ref().is_some_and(|c| c.bit_identical)
+    }
+}
+
+/// One sentence on outputs that differ.
+fn describe(c: &Comparison) -> String {
+    let Some(worst) = &c.worst else { return "outputs differ".to_string() };
+    format!(
+        "{} of {} output elements differ; the worst is {}{:?}: {:e} instead of {:e}",
+        c.differing, c.elements, worst.output, worst.index, worst.candidate, worst.reference
+    )
+}
+
+/// How two interfaces differ in names, order, element types or ranks.
+fn differ(reference: &Interface, candidate: &Interface) -> Option<String> {
+    let sides =
+        [("input", &reference.inputs, &candidate.inputs), ("output", &reference.outputs, &candidate.outputs)];
+    for (side, a, b) in sides {
+        if a.len() != b.len() {
+            return Some(format!("the rewritten model has {} {side}s instead of {}", b.len(), a.len()));
+        }
+        for (p, q) in a.iter().zip(b) {
+            if p.name != q.name {
+                return Some(format!("{side} {} is named {} in the rewritten model", p.name, q.name));
+            }
+            let ranks = p.ty.rank().zip(q.ty.rank());
+            if p.ty.dtype != q.ty.dtype || ranks.is_some_and(|(m, n)| m != n) {
+                return Some(format!("{side} {} is {} in the rewritten model, not {}", p.name, q.ty, p.ty));
+            }
+        }
+    }
+    None
+}
