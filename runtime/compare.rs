@@ -33,7 +33,7 @@ impl Tolerance {
     ///   difference on at the scale of its own output and adds roundings of its own that no longer coincide. Over
     ///   a chain these add up linearly at worst. The factor covers the largest of many elements and sums of some
     ///   hundred terms, the 4 keeps short chains from being judged by less than one long sum.
-    /// - `Approximates`: 16 times that, for constants that were combined and rounded again before use.
+    /// - `Approximates`: 16 times that: another formula rounds in other places, and may cancel differently.
     ///
     /// For float32 and depth 18 this is 1.05e-5. A coefficient that is 1 % off in one of the mixing layers moves
     /// outputs by 1e-4 to 1e-2 of their size, far above it; in float16 and bfloat16, whose own roundings amount
@@ -150,7 +150,11 @@ pub enum Mismatch {
 ///
 /// # Errors
 /// See [`Mismatch`].
-pub fn compare(reference: &[Named], candidate: &[Named], tolerance: Tolerance) -> Result<Comparison, Mismatch> {
+pub fn compare(
+    reference: &[Named],
+    candidate: &[Named],
+    tolerance: Tolerance,
+) -> Result<Comparison, Mismatch> {
     let mut total = Comparison::empty();
     for (name, a) in reference {
         let (_, b) =

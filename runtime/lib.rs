@@ -17,6 +17,8 @@
 
 pub mod compare;
 pub mod inputs;
+#[cfg(all(test, feature = "tract"))]
+mod testing;
 #[cfg(feature = "tract")]
 pub mod tract;
 mod validate;

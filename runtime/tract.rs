@@ -41,7 +41,8 @@ impl Backend for Tract {
         let mut proto = guard(|| onnx.proto_model_for_read(&mut &model.bytes[..]))
             .map_err(|reason| RuntimeError::Malformed { runtime: NAME, reason })?;
         let interface = interface(&proto)?;
-        let functions = proto.functions.iter().map(|f| (standard(f.domain()), f.name().to_string())).collect();
+        let functions =
+            proto.functions.iter().map(|f| (standard(f.domain()), f.name().to_string())).collect();
         let operators = onnx.op_register.0.keys().map(String::as_str).collect();
         if let Some(graph) = &mut proto.graph {
             check(graph, &Known { operators, functions })?;
@@ -92,7 +93,7 @@ impl Session for Loaded {
             .outputs
             .iter()
             .zip(results)
-            .map(|(port, value)| Ok((port.name.clone(), from_tract(&value.into_tensor(), &port.name)?)))
+            .map(|(port, value)| Ok((port.name.clone(), from_tract(&value, &port.name)?)))
             .collect::<Result<_, RuntimeError>>()?;
         Ok(Outputs { tensors, wall, peak_bytes: None })
     }
@@ -233,7 +234,8 @@ fn prepare(graph: &mut GraphProto, top: bool) {
     }
     if !top {
         for input in &mut graph.input {
-            for dim in tensor_type(input).and_then(|t| t.shape.as_mut()).into_iter().flat_map(|s| &mut s.dim) {
+            for dim in tensor_type(input).and_then(|t| t.shape.as_mut()).into_iter().flat_map(|s| &mut s.dim)
+            {
                 if matches!(dim.value, Some(tensor_shape_proto::dimension::Value::DimParam(_))) {
                     dim.value = None;
                 }
@@ -254,14 +256,16 @@ fn interface(model: &ModelProto) -> Result<Interface, RuntimeError> {
         .as_ref()
         .ok_or_else(|| RuntimeError::Malformed { runtime: NAME, reason: "there is no graph".into() })?;
     let constants: HashSet<&str> = graph.initializer.iter().map(|t| &*t.name).collect();
-    let inputs = graph.input.iter().filter(|v| !constants.contains(&*v.name)).map(port).collect::<Result<_, _>>();
+    let inputs =
+        graph.input.iter().filter(|v| !constants.contains(&*v.name)).map(port).collect::<Result<_, _>>();
     let outputs = graph.output.iter().map(port).collect::<Result<_, _>>();
     Ok(Interface { inputs: inputs?, outputs: outputs? })
 }
 
 fn port(value: &ValueInfoProto) -> Result<Port, RuntimeError> {
     let name = value.name.clone();
-    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
+    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|t| t.value.as_ref())
+    else {
         return Err(unsupported(format!("{name} is not a tensor")));
     };
     let dtype = DType::from_code(tensor.elem_type)
@@ -293,7 +297,10 @@ fn to_tract(tensor: &Tensor) -> Result<TractTensor, RuntimeError> {
     macro_rules! elements {
         ($t:ty) => {{
             let (chunks, _) = bytes.as_chunks::<{ size_of::<$t>() }>();
-            TractTensor::from_shape(&shape, &chunks.iter().map(|c| <$t>::from_le_bytes(*c)).collect::<Vec<$t>>())
+            TractTensor::from_shape(
+                &shape,
+                &chunks.iter().map(|c| <$t>::from_le_bytes(*c)).collect::<Vec<$t>>(),
+            )
         }};
     }
     match tensor.dtype {
@@ -348,4 +355,196 @@ fn from_tract(tensor: &TractTensor, name: &str) -> Result<Tensor, RuntimeError> 
         .map_err(failed)?
         .ok_or_else(|| unsupported(format!("output {name} of type {:?}", tensor.datum_type())))?;
     Ok(Tensor::raw(dtype, tensor.shape().iter().map(|&d| d as u64).collect(), bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use tract_onnx::pb::{FunctionProto, SparseTensorProto, StringStringEntryProto};
+
+    fn load_error(model: ModelFile) -> String {
+        Tract.load(&model).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    fn run(model: ModelFile, inputs: &[Named]) -> Result<Vec<Named>, RuntimeError> {
+        Ok(Tract.load(&model)?.run(inputs)?.tensors)
+    }
+
+    fn unary(op: &str) -> ModelBuilder {
+        ModelBuilder::new().input("x", DType::F32, &["N", "2"]).output("y", DType::F32, &["N", "2"]).node(
+            op,
+            &["x"],
+            &["y"],
+        )
+    }
+
+    fn x() -> Vec<Named> {
+        vec![("x".into(), f32s(&[1, 2], &[-1.5, 2.0]))]
+    }
+
+    #[test]
+    fn outputs_come_by_name_in_the_order_of_the_graph() {
+        let model = unary("Relu").output("z", DType::F32, &["N", "2"]).node("Neg", &["x"], &["z"]).file();
+        let out = run(model, &x()).unwrap();
+        assert_eq!(out[0], ("y".into(), f32s(&[1, 2], &[0.0, 2.0])));
+        assert_eq!(out[1], ("z".into(), f32s(&[1, 2], &[1.5, -2.0])));
+    }
+
+    #[test]
+    fn sizes_may_change_between_runs() {
+        let mut session = Tract.load(&unary("Relu").file()).unwrap();
+        for n in [1, 3, 2] {
+            let x = f32s(&[n, 2], &vec![1.0; 2 * n as usize]);
+            assert_eq!(session.run(&[("x".into(), x)]).unwrap().tensors[0].1.dims, [n, 2]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_operator_is_named() {
+        assert_eq!(load_error(unary("Foo").file()), "operator Foo is not supported by tract");
+    }
+
+    #[test]
+    fn an_operator_of_another_domain_is_refused_even_under_a_standard_name() {
+        let model = unary("Relu").edit(|_, g| g.node[0].domain = "dmopt.ops".into()).file();
+        assert_eq!(load_error(model), "operator dmopt.ops::Relu is not supported by tract");
+        let model = unary("Relu").edit(|_, g| g.node[0].domain = "ai.onnx".into()).file();
+        assert_eq!(load_error(model), "");
+    }
+
+    #[test]
+    fn a_function_is_refused_even_for_a_standard_operator() {
+        let function =
+            FunctionProto { name: Some("Relu".into()), domain: Some("".into()), ..Default::default() };
+        let model = unary("Relu").edit(|p, _| p.functions.push(function.clone())).file();
+        assert_eq!(load_error(model), "operator Relu is not supported by tract");
+        let model = unary("Neg").edit(|p, _| p.functions.push(function)).file();
+        assert_eq!(load_error(model), "", "a function that nothing calls does no harm");
+    }
+
+    #[test]
+    fn bodies_are_checked_too() {
+        let branch = |op: &str| {
+            let mut graph =
+                ModelBuilder::new().node(op, &["x"], &["b"]).output("b", DType::F32, &["N", "2"]).graph;
+            graph.node[0].domain = if op == "Relu" { "dmopt.ops".into() } else { String::new() };
+            graph
+        };
+        let model = ModelBuilder::new()
+            .input("c", DType::Bool, &[])
+            .input("x", DType::F32, &["N", "2"])
+            .node_with(
+                "If",
+                &["c"],
+                &["y"],
+                vec![body("then_branch", branch("Neg")), body("else_branch", branch("Relu"))],
+            )
+            .output("y", DType::F32, &["N", "2"]);
+        assert_eq!(load_error(model.file()), "operator dmopt.ops::Relu is not supported by tract");
+    }
+
+    #[test]
+    fn sparse_initializers_are_refused() {
+        let model = unary("Relu").edit(|_, g| g.sparse_initializer.push(SparseTensorProto::default())).file();
+        assert_eq!(load_error(model), "not supported by tract: sparse initializers");
+    }
+
+    #[test]
+    fn bfloat16_is_refused() {
+        let model = ModelBuilder::new()
+            .input("x", DType::BF16, &["2"])
+            .output("y", DType::BF16, &["2"])
+            .node("Neg", &["x"], &["y"]);
+        assert!(load_error(model.file()).contains("Bfloat16"));
+    }
+
+    #[test]
+    fn bytes_that_are_no_model_are_malformed() {
+        let file = ModelFile { bytes: bytes::Bytes::from_static(b"not a model"), folder: None };
+        assert!(load_error(file).starts_with("tract cannot parse the model: "));
+        let empty = ModelFile { bytes: bytes::Bytes::new(), folder: None };
+        assert_eq!(load_error(empty), "tract cannot parse the model: there is no graph");
+    }
+
+    #[test]
+    fn an_undefined_operand_is_an_error() {
+        let model = unary("Relu").edit(|_, g| g.node[0].input[0] = "nowhere".into()).file();
+        assert_eq!(load_error(model), "tract cannot parse the model: nothing defines nowhere");
+    }
+
+    #[test]
+    fn a_panic_in_tract_becomes_an_error() {
+        // tract indexes its table of values by the name of the output, which nothing defines here.
+        let model = unary("Relu").edit(|_, g| g.node[0].output[0] = "other".into()).file();
+        assert!(load_error(model).starts_with("tract failed: "));
+    }
+
+    #[test]
+    fn nodes_of_the_same_name_run() {
+        let model = ModelBuilder::new()
+            .input("x", DType::F32, &["N", "2"])
+            .output("y", DType::F32, &["N", "2"])
+            .node("Neg", &["x"], &["a"])
+            .node("Neg", &["a"], &["y"])
+            .edit(|_, g| g.node.iter_mut().for_each(|n| n.name = "x".into()));
+        assert_eq!(run(model.file(), &x()).unwrap()[0].1, x()[0].1);
+    }
+
+    #[test]
+    fn inputs_with_initializers_are_constants() {
+        let model = ModelBuilder::new()
+            .input("w", DType::F32, &["2"])
+            .input("x", DType::F32, &["N", "2"])
+            .constant("w", &f32s(&[2], &[2.0, 3.0]))
+            .output("y", DType::F32, &["N", "2"])
+            .node("Mul", &["x", "w"], &["y"]);
+        let session = Tract.load(&model.clone().file()).unwrap();
+        assert_eq!(session.interface().inputs.len(), 1);
+        assert_eq!(run(model.file(), &x()).unwrap()[0].1, f32s(&[1, 2], &[-3.0, 6.0]));
+    }
+
+    #[test]
+    fn external_data_is_read_from_the_folder_of_the_model() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("weights"), [0u8, 0, 0, 0, 0, 0, 0x40, 0x40]).unwrap();
+        let entry = |key: &str, value: &str| StringStringEntryProto { key: key.into(), value: value.into() };
+        let model = unary("Relu").edit(|_, g| {
+            let mut w = tensor_proto("w", &f32s(&[1], &[0.0]));
+            w.raw_data.clear();
+            w.data_location = Some(1);
+            w.external_data = vec![entry("location", "weights"), entry("offset", "4"), entry("length", "4")];
+            g.initializer.push(w);
+            g.node[0].op_type = "Mul".into();
+            g.node[0].input.push("w".into());
+        });
+        let mut file = model.file();
+        assert!(load_error(file.clone()).contains("external data"));
+        file.folder = Some(folder.path().to_owned());
+        assert_eq!(run(file, &x()).unwrap()[0].1, f32s(&[1, 2], &[-4.5, 6.0]));
+    }
+
+    #[test]
+    fn every_type_that_tract_has_passes_through() {
+        use DType::*;
+        for dtype in [Bool, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64] {
+            let model = ModelBuilder::new().input("x", dtype, &["N"]).output("y", dtype, &["N"]).node(
+                "Identity",
+                &["x"],
+                &["y"],
+            );
+            let value = crate::inputs::random_tensor(&mut crate::inputs::Rng::new(3), dtype, &[5]).unwrap();
+            let out = run(model.file(), &[("x".into(), value.clone())]).unwrap();
+            assert_eq!(out[0].1, value, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn sizes_computed_by_the_model_are_integers() {
+        let model = ModelBuilder::new()
+            .input("x", DType::F32, &["N", "2"])
+            .output("y", DType::I64, &["2"])
+            .node("Shape", &["x"], &["y"]);
+        assert_eq!(run(model.file(), &x()).unwrap()[0].1, Tensor::i64s(&[1, 2]));
+    }
 }

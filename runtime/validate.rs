@@ -227,3 +227,167 @@ fn differ(reference: &Interface, candidate: &Interface) -> Option<String> {
     }
     None
 }
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use dmopt_ir::{DType, Safety};
+
+    /// `y = sum_i s_i * x_i` over three streams of `x`, then a product with a matrix, repeated; `accumulate` says
+    /// in which order the terms are added.
+    fn mixing(scalars: [f64; 3], accumulate: [usize; 3]) -> ModelBuilder {
+        let mut b = ModelBuilder::new().input("x", DType::F32, &["batch", "8"]).output(
+            "y5",
+            DType::F32,
+            &["batch", "8"],
+        );
+        for (i, s) in scalars.iter().enumerate() {
+            b = b.constant(&format!("s{i}"), &f32s(&[], &[*s]));
+        }
+        let mut rng = crate::inputs::Rng::new(42);
+        let mut last = "x".to_string();
+        for layer in 0..6 {
+            for i in 0..3 {
+                let w = crate::inputs::random_tensor(&mut rng, DType::F32, &[8, 8]).unwrap();
+                b = b
+                    .constant(&format!("w{layer}{i}"), &w)
+                    .node("MatMul", &[&last, &format!("w{layer}{i}")], &[&format!("m{layer}{i}")])
+                    .node("Mul", &[&format!("m{layer}{i}"), &format!("s{i}")], &[&format!("t{layer}{i}")]);
+            }
+            let term = |i: usize| format!("t{layer}{}", accumulate[i]);
+            let (partial, sum) = (format!("p{layer}"), format!("y{layer}"));
+            b = b.node("Add", &[&term(0), &term(1)], &[&partial]).node("Add", &[&partial, &term(2)], &[&sum]);
+            last = sum;
+        }
+        b
+    }
+
+    fn options() -> Options {
+        Options {
+            tolerance: Tolerance::for_class(Safety::Reassociates, DType::F32, 12),
+            ..Options::default()
+        }
+    }
+
+    const SCALARS: [f64; 3] = [0.6, -0.4, 0.3];
+
+    #[test]
+    fn a_model_equals_itself_bit_by_bit_with_several_seeds_and_sizes() {
+        let model = mixing(SCALARS, [0, 1, 2]).file();
+        let v = validate(&model, &model, &Options::default()).unwrap();
+        assert_eq!((v.status, v.reason.clone(), v.runtime), (Status::Passed, None, "tract"));
+        assert!(v.bit_identical());
+        let runs: Vec<(u64, u64)> = v.runs.iter().map(|r| (r.seed, r.sizes["batch"])).collect();
+        assert_eq!(runs, [(0, 1), (1, 1), (2, 1), (0, 2), (0, 3)]);
+    }
+
+    #[test]
+    fn a_reordered_sum_passes_within_tolerance_and_is_not_identical() {
+        let v = validate(&mixing(SCALARS, [0, 1, 2]).file(), &mixing(SCALARS, [2, 1, 0]).file(), &options())
+            .unwrap();
+        assert_eq!(v.status, Status::Passed, "{v:?}");
+        assert!(!v.bit_identical());
+        assert!(v.comparison.unwrap().max_rel > 0.0);
+    }
+
+    #[test]
+    fn a_reordered_sum_fails_where_bits_must_be_equal() {
+        let (a, b) = (mixing(SCALARS, [0, 1, 2]).file(), mixing(SCALARS, [2, 1, 0]).file());
+        assert_eq!(validate(&a, &b, &Options::default()).unwrap().status, Status::Failed);
+    }
+
+    #[test]
+    fn one_scalar_off_by_a_percent_in_one_layer_fails() {
+        let good = mixing(SCALARS, [0, 1, 2]);
+        let bad = good.clone().constant("off", &f32s(&[], &[SCALARS[0] * 1.01])).edit(|_, g| {
+            let node = g.node.iter_mut().find(|n| n.output[0] == "t30").unwrap();
+            node.input[1] = "off".into();
+        });
+        let v = validate(&good.file(), &bad.file(), &options()).unwrap();
+        assert_eq!(v.status, Status::Failed);
+        assert!(v.reason.unwrap().contains("output elements differ; the worst is y5["));
+        assert!(v.comparison.unwrap().max_rel > 1e-4);
+    }
+
+    #[test]
+    fn a_reference_that_does_not_run_is_skipped_with_the_reason() {
+        let model = |op: &str| {
+            ModelBuilder::new().input("x", DType::F32, &["2"]).output("y", DType::F32, &["2"]).node(
+                op,
+                &["x"],
+                &["y"],
+            )
+        };
+        let v = validate(&model("Foo").file(), &model("Neg").file(), &Options::default()).unwrap();
+        assert_eq!(
+            (v.status, v.reason.unwrap().as_str()),
+            (Status::Skipped, "operator Foo is not supported by tract")
+        );
+        let v = validate(&model("Neg").file(), &model("Foo").file(), &Options::default()).unwrap();
+        assert_eq!(
+            (v.status, v.reason.unwrap().as_str()),
+            (Status::Failed, "the rewritten model does not load: operator Foo is not supported by tract")
+        );
+    }
+
+    #[test]
+    fn sizes_that_the_model_refuses_are_passed_over_and_recorded() {
+        let model = ModelBuilder::new()
+            .input("x", DType::F32, &["n", "m"])
+            .constant("w", &f32s(&[24, 2], &[0.5; 48]))
+            .node("MatMul", &["x", "w"], &["y"])
+            .output("y", DType::F32, &["n", "2"])
+            .file();
+        let v = validate(&model, &model, &Options::default()).unwrap();
+        assert_eq!(v.status, Status::Passed, "{v:?}");
+        assert!(v.runs.iter().all(|r| r.sizes["m"] == 24));
+        assert!(v.refused.iter().any(|(sizes, _)| sizes["m"] == 16));
+    }
+
+    #[test]
+    fn when_no_size_runs_the_reason_is_the_first_one() {
+        let model = ModelBuilder::new()
+            .input("x", DType::F32, &["n"])
+            .constant("w", &f32s(&[5], &[0.5; 5]))
+            .node("Concat", &["x", "x"], &["c"])
+            .edit(|_, g| g.node[0].attribute.push(int("axis", 0)))
+            .node("Add", &["c", "w"], &["y"])
+            .output("y", DType::F32, &["m"])
+            .file();
+        let v = validate(&model, &model, &Options::default()).unwrap();
+        assert_eq!(v.status, Status::Skipped);
+        assert!(v.reason.unwrap().starts_with("tract failed: "));
+        assert_eq!(v.refused.len(), 3);
+    }
+
+    #[test]
+    fn pinned_sizes_are_the_only_ones() {
+        let model = mixing(SCALARS, [0, 1, 2]).file();
+        let pins = Pins { dims: [("batch".to_string(), 5)].into(), ..Pins::default() };
+        let v = validate(&model, &model, &Options { pins, ..Options::default() }).unwrap();
+        assert_eq!(v.runs.iter().map(|r| r.sizes["batch"]).collect::<Vec<_>>(), [5, 5, 5]);
+    }
+
+    #[test]
+    fn another_interface_fails() {
+        let model = |name: &str, dtype| {
+            ModelBuilder::new()
+                .input(name, dtype, &["2"])
+                .output("y", dtype, &["2"])
+                .node("Neg", &[name], &["y"])
+                .file()
+        };
+        let reason = |a: &ModelFile, b: &ModelFile| {
+            let v = validate(a, b, &Options::default()).unwrap();
+            assert_eq!(v.status, Status::Failed);
+            v.reason.unwrap()
+        };
+        let reference = model("x", DType::F32);
+        assert_eq!(reason(&reference, &model("z", DType::F32)), "input x is named z in the rewritten model");
+        assert_eq!(
+            reason(&reference, &model("x", DType::F64)),
+            "input x is double[2] in the rewritten model, not float[2]"
+        );
+    }
+}
