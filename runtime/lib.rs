@@ -17,7 +17,8 @@
 
 pub mod compare;
 pub mod inputs;
-#[cfg(all(test, feature = "tract"))]
+#[cfg(test)]
+#[cfg(feature = "tract")]
 mod testing;
 #[cfg(feature = "tract")]
 pub mod tract;

@@ -228,7 +228,8 @@ fn differ(reference: &Interface, candidate: &Interface) -> Option<String> {
     None
 }
 
-#[cfg(all(test, feature = "tract"))]
+#[cfg(test)]
+#[cfg(feature = "tract")]
 mod tests {
     use super::*;
     use crate::testing::*;
