@@ -1,1 +1,9 @@
-//! Memory models: pure functions of a graph and an order
+//! Memory models: pure functions of a graph and an order of its operators.
+//!
+//! [`liveness`] is the ideal one: what has to be in memory if every buffer is freed after its last reader and
+//! nothing else is ever allocated. A runtime needs at least about that much; how much more is its own affair, which
+//! is why a measured peak is reported apart from a predicted one.
+
+pub mod liveness;
+
+pub use liveness::{Peak, Unknown, file_order};
