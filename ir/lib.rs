@@ -16,7 +16,9 @@ mod model;
 mod op;
 mod rewriter;
 mod tensor;
+pub mod text;
 mod types;
+mod verify;
 
 pub use dtype::DType;
 pub use eval::{EvalError, Evaluator};
@@ -27,3 +29,4 @@ pub use op::{Attribute, AttributeValue, Op};
 pub use rewriter::{NewOp, Operand, Patch, Position, Refusal, Rewriter, Safety};
 pub use tensor::{External, LoadExternal, SparseTensor, Storage, Tensor, TensorError};
 pub use types::{Dim, Shape, TensorType, Type};
+pub use verify::{Boundary, Invariant, Violation, verify, verify_model};
