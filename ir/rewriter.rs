@@ -134,6 +134,7 @@ pub struct Patch {
     replacements: Vec<(ValueId, Operand)>,
     erased: Vec<OpId>,
     dropped: Vec<ValueId>,
+    hoisted: Vec<OpId>,
 }
 
 impl Patch {
@@ -146,6 +147,7 @@ impl Patch {
             replacements: Vec::new(),
             erased: Vec::new(),
             dropped: Vec::new(),
+            hoisted: Vec::new(),
         }
     }
 
@@ -175,6 +177,12 @@ impl Patch {
     /// Drops an initializer that nothing reads.
     pub fn drop_initializer(&mut self, value: ValueId) {
         self.dropped.push(value);
+    }
+
+    /// Moves an operator up in the file: right after the last of its operands. Operators that are hoisted
+    /// together are named operands first.
+    pub fn hoist(&mut self, op: OpId) {
+        self.hoisted.push(op);
     }
 
     /// Number of operators that the patch adds.
@@ -417,6 +425,10 @@ impl<'g> Rewriter<'g> {
     }
 
     fn perform(&mut self, patch: Patch, types: Vec<Vec<Option<Type>>>) {
+        for op in patch.hoisted {
+            let rank = self.graph.predecessors(op).map(|p| self.graph.op(p).rank).max().unwrap_or(0);
+            self.graph.op_mut(op).rank = rank;
+        }
         let mut constants = Vec::with_capacity(patch.constants.len());
         for (hint, tensor) in patch.constants {
             let ty = Some(tensor.ty().into());

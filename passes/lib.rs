@@ -10,13 +10,16 @@ use std::collections::BTreeMap;
 use dmopt_ir::{Evaluator, Graph, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, infer};
 
 mod drop_dead;
+mod fuse_scaled_sum;
+mod linear;
 
+pub use fuse_scaled_sum::mixing_sites;
 pub use log::{Log, PassReport, Refused, Site};
 
 mod log;
 
 /// Every pass in the order in which they run; the whole list repeats until nothing changes.
-pub const PIPELINE: &[&dyn Pass] = &[&drop_dead::DropDead];
+pub const PIPELINE: &[&dyn Pass] = &[&drop_dead::DropDead, &fuse_scaled_sum::FuseScaledSum];
 
 /// A rewrite of a graph.
 pub trait Pass: Sync {

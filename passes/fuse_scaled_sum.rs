@@ -1,0 +1,533 @@
+//! Turn every linear combination `c + sum_i s_i * x_i` into one chain of multiply-add steps.
+//!
+//! A combination is read in whatever form the file writes it (see `linear/mod.rs` for the rules) and written as
+//! `acc <- s_0 * x_0; acc <- acc + s_1 * x_1; ...`, terms in the order in which their `x_i` are computed, each step
+//! right after its `x_i`. At most the accumulator and one product then exist beside the `x_i`, where a stack, a
+//! concatenation or a list of products needs all of them at once.
+//!
+//! On the way, with `~` for "is written as":
+//! ```text
+//! s*x + t*x                 ~  (s+t)*x                      constants
+//! 0*x + ...                 ~  ...                          differs where x is NaN or infinite
+//! x + (-1)*y                ~  x - y
+//! s*Conv(p, W, B) + c       ~  Conv(p, s*W, s*B + c)        nothing else reads the Conv or W; constants
+//! ```
+//! Class: rounding differs (another order of additions, merged constants). With `--exact`, operators only move.
+//! Left alone: sums of two unscaled terms (residual connections), and whatever would need more operators than before.
+//!
+//! ```onnx
+//! f (float[1,2,4,4] x, float[1,2,4,4] y) => (float[1,2,4,4] z) <float[1] a = {0.5}, float[1] b = {-2.0}, int64[1] axes = {0}> {
+//!   p = Mul(a, x)
+//!   q = Mul(b, y)
+//!   u = Unsqueeze(p, axes)
+//!   v = Unsqueeze(q, axes)
+//!   s = Concat<axis=0>(u, v)
+//!   z = ReduceSum<keepdims=0>(s, axes)
+//! }
+//! ```
+//! ->
+//! ```onnx
+//! f (float[1,2,4,4] x, float[1,2,4,4] y) => (float[1,2,4,4] z) <float a = {0.5}, float b = {-2.0}> {
+//!   p = Mul(x, a)
+//!   q = Mul(y, b)
+//!   z = Add(p, q)
+//! }
+//! ```
+//!
+//! refused: the stacked tensor has other readers
+//! ```onnx
+//! f (float[1,2,4,4] x, float[1,2,4,4] y) => (float[1,2,4,4] z, float[2,1,2,4,4] s) <int64[1] axes = {0}> {
+//!   u = Unsqueeze(x, axes)
+//!   v = Unsqueeze(y, axes)
+//!   s = Concat<axis=0>(u, v)
+//!   z = ReduceSum<keepdims=0>(s, axes)
+//! }
+//! ```
+
+use std::collections::HashSet;
+
+use dmopt_ir::{Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, TensorType};
+
+use crate::linear::{Array, Combination, Expr, Factor, Finder, Form, Term};
+use crate::{Context, Miss, Pass, Site, order_of};
+
+/// See the header of this file.
+pub struct FuseScaledSum;
+
+impl Pass for FuseScaledSum {
+    fn name(&self) -> &'static str {
+        "fuse-scaled-sum"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("fuse_scaled_sum.rs")
+    }
+
+    fn safety(&self) -> Safety {
+        Safety::Reassociates
+    }
+
+    fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+        let exact = rewriter.allows() == Safety::Exact;
+        let Survey { plans, obstacles } = survey(rewriter.graph(), exact);
+        for (op, reason) in obstacles {
+            context.apply(op, Err(Miss::Refused(reason)), rewriter);
+        }
+        for Plan { root, site, step } in plans {
+            let graph = rewriter.graph();
+            let (node, patch) = (graph.describe(root), step.patch(graph, root));
+            let (rewritten, reason) = match patch.map(|p| rewriter.apply(p)) {
+                Ok(Ok(())) => (true, None),
+                Ok(Err(refusal)) => (false, Some(refusal.to_string())),
+                Err(Miss::Refused(reason)) => (false, Some(reason)),
+                Err(_) => (false, None),
+            };
+            if let Some(reason) = &reason {
+                context.log.refuse(node, reason.clone());
+            }
+            context.log.site(Site { rewritten, reason, ..site });
+        }
+    }
+}
+
+/// The mixing sites of a graph, its bodies included, as they stand; nothing is changed.
+pub fn mixing_sites(graph: &Graph) -> Vec<Site> {
+    let mut sites: Vec<Site> = survey(graph, false).plans.into_iter().map(|p| p.site).collect();
+    for op in graph.ops() {
+        sites.extend(graph.op(op).bodies().flat_map(mixing_sites));
+    }
+    sites
+}
+
+/// What there is to do in a graph.
+struct Survey {
+    plans: Vec<Plan>,
+    obstacles: Vec<(OpId, String)>,
+}
+
+/// One site and what to do about it.
+struct Plan {
+    root: OpId,
+    site: Site,
+    step: Step,
+}
+
+enum Step {
+    /// It stands as it should.
+    Leave,
+    /// The operators are right, but these stand later than they could.
+    Hoist(Vec<OpId>),
+    /// It is to be written anew.
+    Rewrite,
+    /// It cannot be.
+    Refuse(String),
+}
+
+fn survey(graph: &Graph, exact: bool) -> Survey {
+    let order = order_of(graph);
+    let finder = Finder::new(graph);
+    let mut members: HashSet<OpId> = HashSet::new();
+    let mut obstacles = Vec::new();
+    let mut found = Vec::new();
+    // Readers first: a sum within a sum belongs to the outer one.
+    for &root in order.iter().rev() {
+        if members.contains(&root) {
+            continue;
+        }
+        let combination = combination_at(graph, &finder, root);
+        obstacles.extend(finder.take_obstacles());
+        if let Some(combination) = combination {
+            members.extend(&combination.ops);
+            members.extend(combination.terms.iter().flat_map(|t| preparation(graph, t)));
+            found.push((root, combination));
+        }
+    }
+    obstacles.retain(|(op, _)| !members.contains(op));
+    let mut position = vec![0; graph.op_bound()];
+    order.iter().enumerate().for_each(|(at, op)| position[op.index()] = at);
+    let plan = |(root, combination): (OpId, Combination)| {
+        let output = graph.op(root).output(0).map(|v| graph.value(v).name.clone()).unwrap_or_default();
+        let terms = combination.width();
+        let form = combination.form.name();
+        let site = Site { output, terms, form, rewritten: false, reason: None };
+        let late = |mut ops: crate::linear::Placement| {
+            let prepared = combination.terms.iter().flat_map(|t| preparation(graph, t));
+            ops.ops.splice(0..0, prepared);
+            match ops.late(graph, &order, &position, &members) {
+                late if late.is_empty() => Step::Leave,
+                late => Step::Hoist(late),
+            }
+        };
+        let step = if exact {
+            if combination.form == Form::Chain {
+                late(crate::linear::Placement { ops: combination.ops.clone() })
+            } else {
+                Step::Refuse(format!("not bit-identical: {form} may add in another order"))
+            }
+        } else {
+            match replacement(graph, root, &combination) {
+                Ok(Replacement { expr, .. }) => {
+                    match graph.op(root).output(0).and_then(|v| expr.find(graph, v, false)) {
+                        Some(ops) => late(ops),
+                        None => Step::Rewrite,
+                    }
+                }
+                Err(reason) => Step::Refuse(reason),
+            }
+        };
+        Plan { root, site, step }
+    };
+    let mut plans: Vec<Plan> = found.into_iter().map(plan).collect();
+    plans.reverse();
+    Survey { plans, obstacles }
+}
+
+impl Step {
+    fn patch(self, graph: &Graph, root: OpId) -> Result<Patch, Miss> {
+        match self {
+            Step::Leave => Err(Miss::NoEffect),
+            Step::Refuse(reason) => Err(Miss::Refused(reason)),
+            Step::Hoist(ops) => {
+                let mut patch = Patch::new(Safety::Exact);
+                ops.into_iter().for_each(|op| patch.hoist(op));
+                Ok(patch)
+            }
+            Step::Rewrite => {
+                // Sites before this one may have been rewritten since: what this one reads has new names.
+                let finder = Finder::new(graph);
+                let combination = combination_at(graph, &finder, root).ok_or(Miss::NoMatch)?;
+                let Replacement { expr, .. } =
+                    replacement(graph, root, &combination).map_err(Miss::Refused)?;
+                let result = graph.op(root).output(0).ok_or(Miss::NoMatch)?;
+                let same_numbers = expr.find(graph, result, true).is_some();
+                let mut patch = Patch::new(if same_numbers { Safety::Exact } else { Safety::Reassociates });
+                for op in combination.terms.iter().flat_map(|t| preparation(graph, t)) {
+                    patch.hoist(op);
+                }
+                let new = expr.emit(graph, &mut patch);
+                patch.replace_uses(result, new);
+                Ok(patch)
+            }
+        }
+    }
+}
+
+/// The combination whose result this operator computes, if it is one to rewrite.
+fn combination_at(graph: &Graph, finder: &Finder<'_>, root: OpId) -> Option<Combination> {
+    let value = graph.op(root).output(0)?;
+    let combination = finder.combination(value)?;
+    let ty = graph.tensor_type(value)?;
+    // A change of shape that does not come back to the shape of the terms belongs to what reads it.
+    if is_reshape(graph, root) && !combination.ty.same_shape(ty) {
+        return None;
+    }
+    if !is_mixing(graph, &combination) {
+        return None;
+    }
+    // The same operators in a chain are no gain if there are more of them.
+    if combination.form <= Form::Mean {
+        let before: usize = combination.ops.iter().map(|&op| steps(graph, op)).sum();
+        let after = replacement(graph, root, &combination).ok()?.steps;
+        if after > before {
+            return None;
+        }
+    }
+    Some(combination)
+}
+
+fn is_reshape(graph: &Graph, op: OpId) -> bool {
+    matches!(graph.op(op).op_type.as_str(), "Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze")
+}
+
+/// Operators on whole tensors that an operator stands for.
+fn steps(graph: &Graph, op: OpId) -> usize {
+    match graph.op(op).op_type.as_str() {
+        "Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => 0,
+        "Sum" => graph.op(op).inputs.len().saturating_sub(1),
+        "Mean" => graph.op(op).inputs.len(),
+        _ => 1,
+    }
+}
+
+/// What makes a sum a mixing site: two terms, one of them scaled; or three; or two convolutions and an addend; or a
+/// stack, however few slices it has. A residual connection (two terms as they are) is none.
+fn is_mixing(graph: &Graph, combination: &Combination) -> bool {
+    if combination.form > Form::IdentityConv {
+        return true;
+    }
+    let scaled = combination.terms.iter().any(|t| t.x.is_some() && !is_sign(&t.factor));
+    let addend = combination.terms.iter().any(|t| t.x.is_none());
+    let convolutions = combination
+        .terms
+        .iter()
+        .filter_map(|t| t.x)
+        .all(|x| graph.producer(x).is_some_and(|op| graph.op(op).is("Conv")));
+    match combination.width() {
+        0 | 1 => false,
+        2 => scaled || (addend && convolutions),
+        _ => true,
+    }
+}
+
+fn is_sign(factor: &Factor) -> bool {
+    factor.parts.is_empty() && factor.constant.as_scalar().is_some_and(|v| v.abs() == 1.0)
+}
+
+/// Operators between a term's `x` and what it is computed from that cost little and serve it alone (casts, and
+/// scales under a cast): they move with the step, operands first.
+fn preparation(graph: &Graph, term: &Term) -> Vec<OpId> {
+    let mut ops = Vec::new();
+    let mut value = term.x;
+    while let Some(op) = value.and_then(|v| graph.producer(v).filter(|_| graph.readers(v) == 1)) {
+        let operator = graph.op(op);
+        let is_scale = operator.is("Mul") && !ops.is_empty();
+        if !operator.is("Cast") && !is_scale {
+            break;
+        }
+        ops.push(op);
+        let result = operator.output(0).and_then(|v| graph.tensor_type(v));
+        value = operator.operands().find(|&v| {
+            graph.constant(v).is_none()
+                && matches!((graph.tensor_type(v), result), (Some(a), Some(b)) if a.same_shape(b))
+        });
+    }
+    ops.reverse();
+    ops
+}
+
+/// The place in the file from which a term can be used.
+fn ready(graph: &Graph, term: &Term) -> (u64, Option<OpId>, usize) {
+    let prepared = preparation(graph, term);
+    let producer = match prepared.first() {
+        Some(&first) => graph.predecessors(first).max_by_key(|&p| (graph.op(p).rank, p)),
+        None => term.x.and_then(|x| graph.producer(x)),
+    };
+    // Values that nothing computes come first, inputs of the graph in their order.
+    let input = term.x.and_then(|x| graph.inputs().iter().position(|&i| i == x));
+    (producer.map_or(0, |p| graph.op(p).rank), producer, input.unwrap_or(usize::MAX))
+}
+
+/// What is to stand in the place of a combination.
+struct Replacement {
+    expr: Expr,
+    /// Operators on whole tensors in it.
+    steps: usize,
+}
+
+fn replacement(graph: &Graph, root: OpId, combination: &Combination) -> Result<Replacement, String> {
+    let (terms, addends) = merge(combination.terms.clone());
+    let mut terms: Vec<Term> = terms;
+    terms.sort_by_cached_key(|t| ready(graph, t));
+    let accumulated = accumulate(graph, &combination.ty, &terms, addends)
+        .ok_or_else(|| format!("a coefficient does not fit {}", combination.ty.dtype))?;
+    let ty = graph.op(root).output(0).and_then(|v| graph.tensor_type(v));
+    let ty = ty.ok_or("its shape is not known")?;
+    if ty.same_shape(&combination.ty) {
+        return Ok(accumulated);
+    }
+    let shape = reshape_target(ty).ok_or("the shape of the result has more than one unknown size")?;
+    let expr = Expr::op("Reshape", [accumulated.expr, Expr::Constant(Tensor::i64s(&shape))]);
+    Ok(Replacement { expr, steps: accumulated.steps })
+}
+
+/// The operand of a Reshape to this type: -1 for the one size that is not known.
+fn reshape_target(ty: &TensorType) -> Option<Vec<i64>> {
+    let shape = ty.shape.as_ref()?;
+    if shape.contains(&Dim::Known(0)) || shape.iter().filter(|d| d.known().is_none()).count() > 1 {
+        return None;
+    }
+    shape.iter().map(|d| d.known().map_or(Some(-1), |n| i64::try_from(n).ok())).collect()
+}
+
+/// Terms with one `x` and the same computed coefficient become one, and terms that are zero disappear (the last one
+/// stays). Addends likewise.
+fn merge(all: Vec<Term>) -> (Vec<Term>, Vec<Factor>) {
+    let mut terms: Vec<Term> = Vec::new();
+    let mut addends: Vec<Factor> = Vec::new();
+    for term in all {
+        let known = match term.x {
+            Some(_) => terms.iter_mut().find(|t| t.x == term.x && t.factor.parts == term.factor.parts),
+            None => None,
+        };
+        let known = match (known, term.x) {
+            (Some(t), _) => Some(&mut t.factor),
+            (None, None) => addends.iter_mut().find(|f| f.parts == term.factor.parts),
+            (None, Some(_)) => None,
+        };
+        match known.and_then(|f| f.constant.zip(&term.factor.constant, |a, b| a + b).map(|sum| (f, sum))) {
+            Some((factor, sum)) => factor.constant = sum,
+            None if term.x.is_some() => terms.push(term),
+            None => addends.push(term.factor),
+        }
+    }
+    let last = terms.last().cloned();
+    terms.retain(|t| !t.factor.constant.is_zero());
+    if terms.is_empty() {
+        terms.extend(last);
+    }
+    addends.retain(|f| !f.constant.is_zero());
+    (terms, addends)
+}
+
+/// The chain. `None` when a constant does not fit the element type.
+fn accumulate(
+    graph: &Graph,
+    ty: &TensorType,
+    terms: &[Term],
+    mut addends: Vec<Factor>,
+) -> Option<Replacement> {
+    let common = common_scale(graph, terms, &addends);
+    // The first constant addend goes into the bias of the first convolution that is read here alone.
+    let mut bias_for = None;
+    if let Some(at) = addends.iter().position(|f| f.parts.is_empty())
+        && let Some(i) = terms.iter().position(|t| into_conv(graph, t, Some(&addends[at].constant)).is_some())
+    {
+        bias_for = Some((i, addends.remove(at).constant));
+    }
+    let mut acc: Option<Expr> = None;
+    let mut steps = 0;
+    // A chain that starts with a subtraction would need a negation first.
+    let subtracts = |t: &Term| common.is_none() && is_sign(&t.factor) && !t.factor.is_one();
+    let first = terms.iter().position(|t| !subtracts(t)).unwrap_or(0);
+    let order = std::iter::once(first).chain((0..terms.len()).filter(|&i| i != first));
+    for i in order {
+        let term = &terms[i];
+        let x = Expr::Value(term.x?);
+        let bias = bias_for.as_ref().filter(|(at, _)| *at == i).map(|(_, bias)| bias);
+        let folded = if common.is_none() { into_conv(graph, term, bias) } else { None };
+        let negative = folded.is_none() && subtracts(term);
+        let product = match folded {
+            Some(conv) => conv,
+            None if common.is_some() || term.factor.is_one() || negative => x,
+            None => {
+                steps += 1;
+                scaled(x, &term.factor, ty)?
+            }
+        };
+        acc = Some(match (acc, negative) {
+            (None, false) => product,
+            (None, true) => {
+                steps += 1;
+                Expr::op("Neg", [product])
+            }
+            (Some(acc), negative) => {
+                steps += 1;
+                Expr::op(if negative { "Sub" } else { "Add" }, [acc, product])
+            }
+        });
+    }
+    let mut acc = acc?;
+    if let Some(scale) = common {
+        steps += 1;
+        acc = scaled(acc, &Factor::constant(Array::scalar(scale)), ty)?;
+    }
+    for addend in addends {
+        steps += 1;
+        acc = Expr::op("Add", [acc, coefficient(&addend, ty)?]);
+    }
+    Some(Replacement { expr: acc, steps })
+}
+
+/// The scale that every term shares, where scaling the sum once is cheaper than scaling each term.
+fn common_scale(graph: &Graph, terms: &[Term], addends: &[Factor]) -> Option<f64> {
+    let scale = terms.first()?.factor.constant.as_scalar()?;
+    let shared = terms.len() > 1
+        && scale.abs() != 1.0
+        && addends.is_empty()
+        && terms.iter().all(|t| t.factor.parts.is_empty() && t.factor.constant.as_scalar() == Some(scale))
+        && terms.iter().all(|t| into_conv(graph, t, None).is_none());
+    shared.then_some(scale)
+}
+
+/// `x * factor`.
+fn scaled(x: Expr, factor: &Factor, ty: &TensorType) -> Option<Expr> {
+    match factor.parts.as_slice() {
+        [part] if part.inverse && factor.constant.is_one() => Some(Expr::op("Div", [x, part_expr(part, ty)])),
+        _ => Some(Expr::op("Mul", [x, coefficient(factor, ty)?])),
+    }
+}
+
+/// The coefficient alone: constant and computed parts, combined while they are small.
+fn coefficient(factor: &Factor, ty: &TensorType) -> Option<Expr> {
+    let multiplied = factor.parts.iter().filter(|p| !p.inverse).map(|p| part_expr(p, ty));
+    let mut all = multiplied.reduce(|a, b| Expr::op("Mul", [a, b]));
+    let divided = factor.parts.iter().any(|p| p.inverse);
+    if !factor.constant.is_one() || all.is_none() {
+        let constant = Expr::Constant(factor.constant.tensor(ty.dtype)?);
+        all = Some(match all {
+            Some(all) => Expr::op("Mul", [all, constant]),
+            None => constant,
+        });
+    }
+    let mut all = all?;
+    if divided {
+        for part in factor.parts.iter().filter(|p| p.inverse) {
+            all = Expr::op("Div", [all, part_expr(part, ty)]);
+        }
+    }
+    Some(all)
+}
+
+/// A computed coefficient, brought down to a rank that does not raise that of what it scales.
+fn part_expr(part: &crate::linear::Part, ty: &TensorType) -> Expr {
+    if ty.rank().is_some_and(|rank| part.shape.len() > rank) {
+        return Expr::op("Reshape", [part.expr.clone(), Expr::Constant(Tensor::i64s(&[]))]);
+    }
+    part.expr.clone()
+}
+
+/// `s * Conv(p, W, B) + c` as `Conv(p, s*W, s*B + c)`, for constants, where nothing else reads the Conv or its
+/// kernel. `None` where that is not so, or changes nothing.
+fn into_conv(graph: &Graph, term: &Term, bias: Option<&Array>) -> Option<Expr> {
+    let x = term.x?;
+    let scale = &term.factor;
+    if !scale.parts.is_empty() || (scale.is_one() && bias.is_none()) || graph.readers(x) != 1 {
+        return None;
+    }
+    let op = graph.producer(x)?;
+    let conv = graph.op(op);
+    if !conv.is("Conv") {
+        return None;
+    }
+    let w = conv.input(1)?;
+    let channels = *graph.tensor_type(w)?.dims()?.first()?;
+    let spatial = graph.tensor_type(w)?.rank()?.checked_sub(2)?;
+    let scales = scale.constant.per_channel(channels, spatial)?;
+    let dtype = graph.tensor_type(x)?.dtype;
+    let kernel = if scale.is_one() {
+        Expr::Value(w)
+    } else {
+        let Def::Initializer(tensor) = &graph.value(w).def else { return None };
+        if graph.readers(w) != 1 || tensor.byte_len()? > MAX_KERNEL {
+            return None;
+        }
+        let mut data = tensor.to_f64().ok()?;
+        let row = data.len() / channels.max(1) as usize;
+        data.chunks_mut(row.max(1)).zip(&scales).for_each(|(row, s)| row.iter_mut().for_each(|v| *v *= s));
+        Expr::Constant(Array { dims: tensor.dims.clone(), data }.tensor(dtype)?)
+    };
+    let old = match conv.input(2) {
+        Some(b) => Some(graph.constant(b)?.to_f64().ok()?),
+        None => None,
+    };
+    let added = match bias {
+        Some(bias) => Some(bias.per_channel(channels, spatial)?),
+        None => None,
+    };
+    let new: Option<Vec<f64>> = match (old, added) {
+        (None, None) => None,
+        (Some(old), None) => Some(old.iter().zip(&scales).map(|(b, s)| b * s).collect()),
+        (None, Some(added)) => Some(added),
+        (Some(old), Some(added)) => {
+            Some(old.iter().zip(&scales).zip(&added).map(|((b, s), c)| b * s + c).collect())
+        }
+    };
+    let mut args = vec![Some(Expr::Value(conv.input(0)?)), Some(kernel)];
+    if let Some(data) = new {
+        args.push(Some(Expr::Constant(Array { dims: vec![channels], data }.tensor(dtype)?)));
+    }
+    Some(Expr::Like { op, args })
+}
+
+/// Kernels larger than this are not rewritten.
+const MAX_KERNEL: u64 = 256 << 20;

@@ -1,0 +1,138 @@
+//! Small expressions over values of a graph: what a rewrite wants to stand there. They can be compared with what
+//! stands there already, and written into a patch.
+
+use std::collections::HashSet;
+
+use dmopt_ir::{Def, Graph, NewOp, OpId, Operand, Patch, Tensor, ValueId};
+
+/// An expression over values of a graph.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Expr {
+    /// A value of the graph.
+    Value(ValueId),
+    /// A constant.
+    Constant(Tensor),
+    /// A standard operator with one result.
+    Op {
+        /// Its type.
+        op_type: &'static str,
+        /// Its attribute `axis`, if it has one.
+        axis: Option<i64>,
+        /// Its operands.
+        args: Vec<Expr>,
+    },
+    /// An operator of the graph with other operands.
+    Like {
+        /// The operator.
+        op: OpId,
+        /// Its operands.
+        args: Vec<Option<Expr>>,
+    },
+}
+
+/// Where the operators that already compute an expression stand.
+#[derive(Clone, Debug, Default)]
+pub struct Placement {
+    /// They, operands before readers.
+    pub ops: Vec<OpId>,
+}
+
+impl Expr {
+    /// An operator without attributes.
+    pub fn op(op_type: &'static str, args: impl IntoIterator<Item = Expr>) -> Expr {
+        Expr::Op { op_type, axis: None, args: args.into_iter().collect() }
+    }
+
+    /// The operators of a graph that compute exactly this expression as `value`, if they do; operands of Add and
+    /// Mul may be swapped. With `loose`, constants of one element may differ in shape and Identity is looked
+    /// through: the numbers are the same then, the operators need not be.
+    pub fn find(&self, graph: &Graph, value: ValueId, loose: bool) -> Option<Placement> {
+        let mut placement = Placement::default();
+        self.matches(graph, value, loose, &mut placement.ops).then_some(placement)
+    }
+
+    fn matches(&self, graph: &Graph, value: ValueId, loose: bool, ops: &mut Vec<OpId>) -> bool {
+        let value = if loose { through_identity(graph, value) } else { value };
+        match self {
+            Expr::Value(v) => *v == value || (loose && through_identity(graph, *v) == value),
+            Expr::Constant(t) => graph.constant(value).is_some_and(|have| {
+                let same_shape = have.dims == t.dims || (loose && have.elements() == Some(1));
+                same_shape && have.dtype == t.dtype && have.bytes().ok() == t.bytes().ok()
+            }),
+            Expr::Op { op_type, axis, args } => {
+                let Some(id) = graph.producer(value) else { return false };
+                let op = graph.op(id);
+                if !op.is(op_type) || op.int("axis") != *axis || op.inputs.len() != args.len() {
+                    return false;
+                }
+                let swaps: &[bool] =
+                    if matches!(*op_type, "Add" | "Mul") { &[false, true] } else { &[false] };
+                for &swapped in swaps {
+                    let before = ops.len();
+                    let operand = |i: usize| op.input(if swapped { args.len() - 1 - i } else { i });
+                    let all = args
+                        .iter()
+                        .enumerate()
+                        .all(|(i, arg)| operand(i).is_some_and(|v| arg.matches(graph, v, loose, ops)));
+                    if all {
+                        ops.push(id);
+                        return true;
+                    }
+                    ops.truncate(before);
+                }
+                false
+            }
+            Expr::Like { .. } => false,
+        }
+    }
+
+    /// Writes the expression into a patch, each operator right after its operands.
+    pub fn emit(&self, graph: &Graph, patch: &mut Patch) -> Operand {
+        match self {
+            Expr::Value(v) => Operand::Value(*v),
+            Expr::Constant(t) => patch.constant("coefficient", t.clone()),
+            Expr::Op { op_type, axis, args } => {
+                let args: Vec<Operand> = args.iter().map(|a| a.emit(graph, patch)).collect();
+                let mut op = NewOp::new(op_type, args);
+                if let Some(axis) = axis {
+                    op = op.attribute("axis", *axis);
+                }
+                patch.add_op(op)
+            }
+            Expr::Like { op, args } => {
+                let args = args.iter().map(|a| a.as_ref().map(|a| a.emit(graph, patch))).collect();
+                let copy = NewOp::like(graph, *op, args).at(dmopt_ir::Position::AfterOperands);
+                patch.add_op(copy)
+            }
+        }
+    }
+}
+
+impl Placement {
+    /// The operators that do not stand as early as they could: something other than `members` stands between them
+    /// and the last of their operands. `position` is the place of each operator in the file, by index.
+    pub fn late(
+        &self,
+        graph: &Graph,
+        order: &[OpId],
+        position: &[usize],
+        members: &HashSet<OpId>,
+    ) -> Vec<OpId> {
+        let late = |&op: &OpId| {
+            let after = graph.predecessors(op).map(|p| position[p.index()] + 1).max().unwrap_or(0);
+            order[after..position[op.index()]].iter().any(|between| !members.contains(between))
+        };
+        self.ops.iter().copied().filter(late).collect()
+    }
+}
+
+/// The value behind any number of Identity operators.
+fn through_identity(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Def::Op { op, .. } = graph.value(value).def
+        && graph.op(op).is("Identity")
+        && let Some(input) = graph.op(op).input(0)
+    {
+        value = input;
+    }
+    value
+}

@@ -1,0 +1,188 @@
+//! Coefficients: a constant array times or divided by computed tensors.
+
+use dmopt_ir::{DType, Dim, Shape, Tensor};
+
+use super::Expr;
+
+/// A constant that broadcasts against the tensor it scales, in f64.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Array {
+    /// Sizes, without leading ones; empty for a scalar.
+    pub dims: Vec<u64>,
+    /// Elements, row-major.
+    pub data: Vec<f64>,
+}
+
+impl Array {
+    /// A scalar.
+    pub fn scalar(value: f64) -> Array {
+        Array { dims: Vec::new(), data: vec![value] }
+    }
+
+    /// An array; one element is a scalar whatever its rank, and leading ones are dropped.
+    pub fn new(dims: &[u64], data: Vec<f64>) -> Array {
+        let dims = if data.len() == 1 { &[] } else { &dims[dims.iter().take_while(|&&d| d == 1).count()..] };
+        Array { dims: dims.to_vec(), data }
+    }
+
+    /// The one value of a scalar.
+    pub fn as_scalar(&self) -> Option<f64> {
+        if self.dims.is_empty() { self.data.first().copied() } else { None }
+    }
+
+    /// True for the scalar 1.
+    pub fn is_one(&self) -> bool {
+        self.as_scalar() == Some(1.0)
+    }
+
+    /// True when every element is zero.
+    pub fn is_zero(&self) -> bool {
+        self.data.iter().all(|&v| v == 0.0)
+    }
+
+    /// Each element changed.
+    pub fn map(&self, f: impl Fn(f64) -> f64) -> Array {
+        Array { dims: self.dims.clone(), data: self.data.iter().map(|&v| f(v)).collect() }
+    }
+
+    /// Elementwise with broadcasting; `None` when the shapes do not fit.
+    pub fn zip(&self, other: &Array, f: impl Fn(f64, f64) -> f64) -> Option<Array> {
+        let rank = self.dims.len().max(other.dims.len());
+        let dim = |a: &Array, i: usize| (i + a.dims.len()).checked_sub(rank).map_or(1, |i| a.dims[i]);
+        let mut dims = Vec::with_capacity(rank);
+        for i in 0..rank {
+            dims.push(match (dim(self, i), dim(other, i)) {
+                (a, b) if a == b => a,
+                (1, b) => b,
+                (a, 1) => a,
+                _ => return None,
+            });
+        }
+        let count = dims.iter().product::<u64>() as usize;
+        let at = |a: &Array, mut flat: usize| {
+            let (mut index, mut stride) = (0, 1);
+            for i in (0..rank).rev() {
+                let (here, size) = (flat % dims[i] as usize, dim(a, i) as usize);
+                flat /= dims[i] as usize;
+                if size > 1 {
+                    index += here * stride;
+                }
+                stride *= size;
+            }
+            a.data[index]
+        };
+        let data = (0..count).map(|i| f(at(self, i), at(other, i))).collect();
+        Some(Array { dims, data })
+    }
+
+    /// The constant as a tensor of this type; `None` when a finite element does not fit the type.
+    pub fn tensor(&self, dtype: DType) -> Option<Tensor> {
+        let tensor = Tensor::from_f64(dtype, self.dims.clone(), &self.data).ok()?;
+        let stored = tensor.to_f64().ok()?;
+        let fits = self.data.iter().zip(&stored).all(|(a, b)| !a.is_finite() || b.is_finite());
+        fits.then_some(tensor)
+    }
+
+    /// One value for each of `channels` channels, when the array varies along the channel axis alone of a tensor
+    /// with `spatial` dimensions behind it.
+    pub fn per_channel(&self, channels: u64, spatial: usize) -> Option<Vec<f64>> {
+        if let Some(value) = self.as_scalar() {
+            return Some(vec![value; channels as usize]);
+        }
+        let fits = self.dims.len() == spatial + 1
+            && self.dims[0] == channels
+            && self.dims[1..].iter().all(|&d| d == 1);
+        fits.then(|| self.data.clone())
+    }
+}
+
+/// A computed tensor that a coefficient is multiplied with, or divided by.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Part {
+    /// How to compute it from values of the graph.
+    pub expr: Expr,
+    /// Its shape; it broadcasts against the tensor it scales.
+    pub shape: Shape,
+    /// Divided by, not multiplied with.
+    pub inverse: bool,
+}
+
+/// A coefficient: `constant * parts`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Factor {
+    /// Everything that is known.
+    pub constant: Array,
+    /// Everything that is computed when the model runs.
+    pub parts: Vec<Part>,
+}
+
+impl Factor {
+    /// The coefficient 1.
+    pub fn one() -> Factor {
+        Factor::constant(Array::scalar(1.0))
+    }
+
+    /// A constant coefficient.
+    pub fn constant(constant: Array) -> Factor {
+        Factor { constant, parts: Vec::new() }
+    }
+
+    /// True for the coefficient 1.
+    pub fn is_one(&self) -> bool {
+        self.parts.is_empty() && self.constant.is_one()
+    }
+
+    /// True when it is one number for the whole tensor.
+    pub fn is_single(&self) -> bool {
+        self.constant.dims.is_empty() && self.parts.iter().all(|p| is_single(&p.shape))
+    }
+
+    /// The product of two coefficients; `None` when it would be larger than both, or is not certain to broadcast.
+    pub fn times(&self, other: &Factor) -> Option<Factor> {
+        let (a, b) = (self.shape()?, other.shape()?);
+        let both = broadcast(&a, &b)?;
+        let grows = both.len() > a.len().max(b.len()) || (both != a && both != b);
+        if grows && !is_single(&a) && !is_single(&b) {
+            return None;
+        }
+        let constant = self.constant.zip(&other.constant, |x, y| x * y)?;
+        Some(Factor { constant, parts: self.parts.iter().chain(&other.parts).cloned().collect() })
+    }
+
+    /// The same coefficient with its constant changed.
+    pub fn map(&self, f: impl Fn(f64) -> f64) -> Factor {
+        Factor { constant: self.constant.map(f), parts: self.parts.clone() }
+    }
+
+    /// Shape that constant and parts broadcast to.
+    fn shape(&self) -> Option<Shape> {
+        let constant: Shape = self.constant.dims.iter().map(|&d| Dim::Known(d)).collect();
+        self.parts.iter().try_fold(constant, |shape, part| broadcast(&shape, &part.shape))
+    }
+}
+
+/// True when a tensor of this shape has exactly one element.
+pub fn is_single(shape: &[Dim]) -> bool {
+    shape.iter().all(|d| *d == Dim::Known(1))
+}
+
+/// The shape that both broadcast to, where that is certain.
+fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
+    let rank = a.len().max(b.len());
+    let one = Dim::Known(1);
+    let dim = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(one.clone(), |i| s[i].clone());
+    (0..rank)
+        .map(|i| match (dim(a, i), dim(b, i)) {
+            (x, y) if x.same(&y) => Some(x),
+            (x, y) if x == one => Some(y),
+            (x, y) if y == one => Some(x),
+            _ => None,
+        })
+        .collect()
+}
+
+/// True when a tensor of shape `small` certainly broadcasts into `large` without changing its shape.
+pub fn broadcasts_into(small: &[Dim], large: &[Dim]) -> bool {
+    small.len() <= large.len()
+        && small.iter().rev().zip(large.iter().rev()).all(|(s, l)| *s == Dim::Known(1) || s.same(l))
+}
