@@ -64,6 +64,7 @@ pub struct NewOp {
     inputs: Vec<Option<Operand>>,
     types: Vec<Option<Type>>,
     position: Position,
+    result_hint: Option<String>,
 }
 
 impl NewOp {
@@ -74,6 +75,7 @@ impl NewOp {
             inputs: inputs.into_iter().map(Some).collect(),
             types: vec![None],
             position: Position::AfterOperands,
+            result_hint: None,
         }
     }
 
@@ -87,7 +89,7 @@ impl NewOp {
     pub fn like(graph: &Graph, id: OpId, inputs: Vec<Option<Operand>>) -> NewOp {
         let op = graph.op(id).clone();
         let types = op.outputs.iter().map(|v| v.and_then(|v| graph.value(v).ty.clone())).collect();
-        NewOp { op, inputs, types, position: Position::At(id) }
+        NewOp { op, inputs, types, position: Position::At(id), result_hint: None }
     }
 
     /// Adds an attribute, or replaces the one of this name.
@@ -114,6 +116,12 @@ impl NewOp {
         if let Some(first) = self.types.first_mut() {
             *first = ty;
         }
+        self
+    }
+
+    /// Names the results: this, or this with a number. A result that replaces a value takes that value's name.
+    pub fn result_named(mut self, hint: &str) -> NewOp {
+        self.result_hint = Some(hint.to_string());
         self
     }
 
@@ -449,12 +457,11 @@ impl<'g> Rewriter<'g> {
                 Position::AfterOperands => after,
                 Position::At(op) => after.max(self.graph.op(op).rank),
             };
+            let hint = new.result_hint.unwrap_or_else(|| {
+                format!("{}_out", if new.op.name.is_empty() { &new.op.op_type } else { &new.op.name })
+            });
             let outputs: Vec<ValueId> = (types.into_iter())
-                .map(|ty| {
-                    let hint = if new.op.name.is_empty() { &new.op.op_type } else { &new.op.name };
-                    let name = self.names.fresh(&format!("{hint}_out"));
-                    self.graph.new_value(name, ty, Def::Dead)
-                })
+                .map(|ty| self.graph.new_value(self.names.fresh(&hint), ty, Def::Dead))
                 .collect();
             let outputs_of_op = outputs.iter().copied().map(Some).collect();
             self.graph.insert_op(Op { inputs, outputs: outputs_of_op, rank, ..new.op });

@@ -204,7 +204,7 @@ impl Step {
                 for op in combination.terms.iter().flat_map(|t| preparation(graph, t)) {
                     patch.hoist(op);
                 }
-                let new = expr.emit(graph, &mut patch);
+                let new = expr.emit(graph, &mut patch, &graph.value(result).name);
                 patch.replace_uses(result, new);
                 Ok(patch)
             }
@@ -295,16 +295,19 @@ fn preparation(graph: &Graph, term: &Term) -> Vec<OpId> {
     ops
 }
 
-/// The place in the file from which a term can be used.
+/// The place in the file from which a term can be used: where the last of its `x` and its coefficient is computed.
 fn ready(graph: &Graph, term: &Term) -> (u64, Option<OpId>, usize) {
     let prepared = preparation(graph, term);
-    let producer = match prepared.first() {
-        Some(&first) => graph.predecessors(first).max_by_key(|&p| (graph.op(p).rank, p)),
-        None => term.x.and_then(|x| graph.producer(x)),
+    let x = match prepared.first() {
+        Some(&first) => graph.predecessors(first).collect(),
+        None => Vec::from_iter(term.x.and_then(|x| graph.producer(x))),
     };
-    // Values that nothing computes come first, inputs of the graph in their order.
+    let coefficient = term.factor.parts.iter().flat_map(|p| p.expr.values());
+    let last = x.into_iter().chain(coefficient.filter_map(|v| graph.producer(v)));
+    let last = last.max_by_key(|&op| (graph.op(op).rank, op));
+    // Inputs of the graph come first, in their order.
     let input = term.x.and_then(|x| graph.inputs().iter().position(|&i| i == x));
-    (producer.map_or(0, |p| graph.op(p).rank), producer, input.unwrap_or(usize::MAX))
+    (last.map_or(0, |p| graph.op(p).rank), last, input.unwrap_or(usize::MAX))
 }
 
 /// What is to stand in the place of a combination.

@@ -86,23 +86,37 @@ impl Expr {
         }
     }
 
-    /// Writes the expression into a patch, each operator right after its operands.
-    pub fn emit(&self, graph: &Graph, patch: &mut Patch) -> Operand {
+    /// The values of the graph that the expression reads.
+    pub fn values(&self) -> Vec<ValueId> {
+        match self {
+            Expr::Value(v) => vec![*v],
+            Expr::Constant(_) => Vec::new(),
+            Expr::Op { args, .. } => args.iter().flat_map(Expr::values).collect(),
+            Expr::Like { args, .. } => args.iter().flatten().flat_map(Expr::values).collect(),
+        }
+    }
+
+    /// Writes the expression into a patch: new operators right after their operands, changed ones where they were.
+    /// New values are named after `name`.
+    pub fn emit(&self, graph: &Graph, patch: &mut Patch, name: &str) -> Operand {
         match self {
             Expr::Value(v) => Operand::Value(*v),
-            Expr::Constant(t) => patch.constant("coefficient", t.clone()),
+            Expr::Constant(t) => {
+                let what = if t.elements() == Some(1) { "scale" } else { "weight" };
+                patch.constant(&format!("{name}_{what}"), t.clone())
+            }
             Expr::Op { op_type, axis, args } => {
-                let args: Vec<Operand> = args.iter().map(|a| a.emit(graph, patch)).collect();
-                let mut op = NewOp::new(op_type, args);
+                let args: Vec<Operand> = args.iter().map(|a| a.emit(graph, patch, name)).collect();
+                let what = op_type.to_lowercase();
+                let mut op = NewOp::new(op_type, args).result_named(&format!("{name}_{what}"));
                 if let Some(axis) = axis {
                     op = op.attribute("axis", *axis);
                 }
                 patch.add_op(op)
             }
             Expr::Like { op, args } => {
-                let args = args.iter().map(|a| a.as_ref().map(|a| a.emit(graph, patch))).collect();
-                let copy = NewOp::like(graph, *op, args).at(dmopt_ir::Position::AfterOperands);
-                patch.add_op(copy)
+                let args = args.iter().map(|a| a.as_ref().map(|a| a.emit(graph, patch, name))).collect();
+                patch.add_op(NewOp::like(graph, *op, args))
             }
         }
     }
