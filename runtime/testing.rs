@@ -99,6 +99,11 @@ pub fn int(name: &str, i: i64) -> AttributeProto {
     AttributeProto { name: name.into(), i, r#type: Int as i32, ..Default::default() }
 }
 
+pub fn float(name: &str, f: f32) -> AttributeProto {
+    use attribute_proto::AttributeType::Float;
+    AttributeProto { name: name.into(), f, r#type: Float as i32, ..Default::default() }
+}
+
 pub fn body(name: &str, graph: GraphProto) -> AttributeProto {
     use attribute_proto::AttributeType::Graph;
     AttributeProto { name: name.into(), g: Some(graph), r#type: Graph as i32, ..Default::default() }

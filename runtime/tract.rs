@@ -17,7 +17,10 @@ use std::time::Instant;
 use dmopt_ir::{DType, Dim, Tensor, TensorType};
 use half::f16;
 use tract_onnx::model::ParseResult;
-use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_shape_proto, type_proto};
+use tract_onnx::pb::attribute_proto::AttributeType;
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_shape_proto, type_proto,
+};
 use tract_onnx::prelude::{
     DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, TVec,
     Tensor as TractTensor, TractError, TractResult, TypedRunnableModel,
@@ -218,9 +221,11 @@ fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
 }
 
-/// Clears what tract trips over: nodes of the same name (it wants them unique, ONNX does not), and symbolic sizes
-/// in the declared inputs of bodies, which no size that a run chooses could match.
+/// Rewrites what tract trips over: nodes of the same name (it wants them unique, ONNX does not), Gemm (it scales in
+/// f32, whatever the type of the operands), and symbolic sizes in the declared inputs of bodies, which no size that
+/// a run chooses could match.
 fn prepare(graph: &mut GraphProto, top: bool) {
+    graph.node = std::mem::take(&mut graph.node).into_iter().flat_map(without_gemm).collect();
     let mut names: HashSet<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
     names.extend(graph.input.iter().map(|v| v.name.clone()));
     for node in &mut graph.node {
@@ -241,6 +246,72 @@ fn prepare(graph: &mut GraphProto, top: bool) {
                 }
             }
         }
+    }
+}
+
+/// `alpha A B + beta C` in operators that keep the type of `A`; any other node as it is.
+fn without_gemm(node: NodeProto) -> Vec<NodeProto> {
+    let (Some(a), Some(b), Some(out)) = (node.input.first(), node.input.get(1), node.output.first()) else {
+        return vec![node];
+    };
+    if node.op_type != "Gemm" {
+        return vec![node];
+    }
+    let mut steps = Steps { prefix: format!("{out}/gemm"), like: a.clone(), nodes: Vec::new() };
+    let attribute = |name: &str| node.attribute.iter().find(|x| x.name == name);
+    let transposed = |name: &str| attribute(name).is_some_and(|x| x.i != 0);
+    let factor = |name: &str| attribute(name).map_or(1.0, |x| x.f);
+    let a = steps.transpose(a, transposed("transA"), "a");
+    let b = steps.transpose(b, transposed("transB"), "b");
+    let product = steps.push("MatMul", &[&a, &b], vec![], "product");
+    let product = steps.scale(&product, factor("alpha"), "alpha");
+    if let Some(c) = node.input.get(2).filter(|c| !c.is_empty()) {
+        let c = steps.scale(c, factor("beta"), "beta");
+        steps.push("Add", &[&product, &c], vec![], "sum");
+    }
+    if let Some(last) = steps.nodes.last_mut() {
+        last.output = node.output;
+        last.name = node.name;
+    }
+    steps.nodes
+}
+
+/// Nodes that stand for one.
+struct Steps {
+    prefix: String,
+    /// A value of the type that factors get.
+    like: String,
+    nodes: Vec<NodeProto>,
+}
+
+impl Steps {
+    fn push(&mut self, op: &str, inputs: &[&str], attribute: Vec<AttributeProto>, name: &str) -> String {
+        let output = format!("{}/{name}", self.prefix);
+        self.nodes.push(NodeProto {
+            op_type: op.into(),
+            input: inputs.iter().map(|s| s.to_string()).collect(),
+            output: vec![output.clone()],
+            attribute,
+            ..Default::default()
+        });
+        output
+    }
+
+    fn transpose(&mut self, value: &str, wanted: bool, name: &str) -> String {
+        if wanted { self.push("Transpose", &[value], vec![], name) } else { value.to_string() }
+    }
+
+    fn scale(&mut self, value: &str, factor: f32, name: &str) -> String {
+        if factor == 1.0 {
+            return value.to_string();
+        }
+        let r#type = AttributeType::Float as i32;
+        let attribute =
+            AttributeProto { name: "value_float".into(), r#type, f: factor, ..Default::default() };
+        let number = self.push("Constant", &[], vec![attribute], &format!("{name}/f32"));
+        let like = self.like.clone();
+        let number = self.push("CastLike", &[&number, &like], vec![], &format!("{name}/factor"));
+        self.push("Mul", &[value, &number], vec![], name)
     }
 }
 
@@ -536,6 +607,27 @@ mod tests {
             let value = crate::inputs::random_tensor(&mut crate::inputs::Rng::new(3), dtype, &[5]).unwrap();
             let out = run(model.file(), &[("x".into(), value.clone())]).unwrap();
             assert_eq!(out[0].1, value, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn gemm_keeps_the_type_of_its_operands() {
+        let tensor = |dtype, dims: &[u64], v: &[f64]| Tensor::from_f64(dtype, dims.to_vec(), v).unwrap();
+        for dtype in [DType::F16, DType::F32, DType::F64] {
+            let model = ModelBuilder::new()
+                .input("a", dtype, &["3", "2"])
+                .constant("b", &tensor(dtype, &[2, 3], &[1.0, 0.0, 2.0, 0.0, 1.0, -1.0]))
+                .constant("c", &tensor(dtype, &[2], &[10.0, 20.0]))
+                .output("y", dtype, &["2", "2"])
+                .node_with(
+                    "Gemm",
+                    &["a", "b", "c"],
+                    &["y"],
+                    vec![int("transA", 1), int("transB", 1), float("alpha", 0.5), float("beta", 2.0)],
+                );
+            let a = tensor(dtype, &[3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let y = run(model.file(), &[("a".into(), a)]).unwrap();
+            assert_eq!(y[0].1, tensor(dtype, &[2, 2], &[25.5, 39.0, 27.0, 39.0]), "{dtype}");
         }
     }
 
