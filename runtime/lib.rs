@@ -71,8 +71,8 @@ pub trait Backend {
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError>;
 }
 
-/// A loaded model.
-pub trait Session {
+/// A loaded model. Sessions of two models may run at the same time.
+pub trait Session: Send {
     /// What the model reads and writes.
     fn interface(&self) -> &Interface;
 

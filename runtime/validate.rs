@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::compare::{Comparison, Tolerance, compare};
 use crate::inputs::{Pins, Sizes, assignments, random_inputs};
-use crate::{Backend, Interface, ModelFile, RuntimeError, Session};
+use crate::{Backend, Interface, ModelFile, Named, Outputs, RuntimeError, Session};
 
 /// What to run, and how far outputs may differ.
 #[derive(Clone, PartialEq, Debug)]
@@ -103,39 +103,38 @@ pub fn validate_with(
         Ok(session) => session,
         Err(e) => return Ok(found.skipped(e)),
     };
-    let all_sizes = assignments(original.interface(), &options.pins)?;
-    let mut rewritten: Option<Box<dyn Session>> = None;
+    let mut rewritten = backend.load(candidate);
     let mut sizes_run = 0;
-    for sizes in all_sizes {
+    for sizes in assignments(original.interface(), &options.pins)? {
         if sizes_run == options.sizes.max(1) {
             break;
         }
         let seeds = if sizes_run == 0 { options.seeds.max(1) as u64 } else { 1 };
         for seed in (0..seeds).map(|i| options.seed.wrapping_add(i)) {
-            let run = random_inputs(original.interface(), &sizes, &options.pins, seed)
-                .and_then(|inputs| Ok((original.run(&inputs)?, inputs)));
-            let (expected, inputs) = match run {
+            let inputs = random_inputs(original.interface(), &sizes, &options.pins, seed);
+            let run = inputs.and_then(|inputs| {
+                let (expected, actual) = run_both(original.as_mut(), rewritten.as_deref_mut().ok(), &inputs);
+                Ok((expected?, actual))
+            });
+            let (expected, actual) = match run {
                 Ok(run) => run,
                 Err(e) => {
                     found.refused.push((sizes.clone(), e.to_string()));
                     break;
                 }
             };
-            let session = match rewritten.as_mut() {
-                Some(session) => session,
-                None => match backend.load(candidate) {
-                    Ok(session) => {
-                        if let Some(difference) = differ(original.interface(), session.interface()) {
-                            return Ok(found.failed(difference));
-                        }
-                        rewritten.insert(session)
+            match &rewritten {
+                Ok(session) => {
+                    if let Some(difference) = differ(original.interface(), session.interface()) {
+                        return Ok(found.failed(difference));
                     }
-                    Err(e) => return Ok(found.failed(format!("the rewritten model does not load: {e}"))),
-                },
-            };
-            let actual = match session.run(&inputs) {
-                Ok(actual) => actual,
-                Err(e) => return Ok(found.failed(format!("the rewritten model does not run: {e}"))),
+                }
+                Err(e) => return Ok(found.failed(format!("the rewritten model does not load: {e}"))),
+            }
+            let actual = match actual {
+                Some(Ok(actual)) => actual,
+                Some(Err(e)) => return Ok(found.failed(format!("the rewritten model does not run: {e}"))),
+                None => return Ok(found.failed("the run of the rewritten model panicked")),
             };
             let result = match compare(&expected.tensors, &actual.tensors, options.tolerance) {
                 Ok(result) => result,
@@ -196,6 +195,20 @@ impl Validation {
     pub fn bit_identical(&self) -> bool {
         self.comparison.as_ref().is_some_and(|c| c.bit_identical)
     }
+}
+
+/// Runs both models at the same time, each on its own thread. The candidate's result is `None` when there is no
+/// candidate or its thread panicked.
+fn run_both(
+    reference: &mut dyn Session,
+    candidate: Option<&mut (dyn Session + 'static)>,
+    inputs: &[Named],
+) -> (Result<Outputs, RuntimeError>, Option<Result<Outputs, RuntimeError>>) {
+    std::thread::scope(|scope| {
+        let other = candidate.map(|session| scope.spawn(move || session.run(inputs)));
+        let expected = reference.run(inputs);
+        (expected, other.and_then(|thread| thread.join().ok()))
+    })
 }
 
 /// One sentence on outputs that differ.
