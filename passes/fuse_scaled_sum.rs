@@ -46,7 +46,7 @@
 
 use std::collections::HashSet;
 
-use dmopt_ir::{Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, TensorType};
+use dmopt_ir::{Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, TensorType, ValueId};
 
 use crate::linear::{Array, Combination, Expr, Factor, Finder, Form, Term};
 use crate::{Context, Miss, Pass, Site, order_of};
@@ -73,7 +73,7 @@ impl Pass for FuseScaledSum {
         for (op, reason) in obstacles {
             context.apply(op, Err(Miss::Refused(reason)), rewriter);
         }
-        for Plan { root, site, step } in plans {
+        for Plan { root, sites, step } in plans {
             let graph = rewriter.graph();
             let (node, patch) = (graph.describe(root), step.patch(graph, root));
             let (rewritten, reason) = match patch.map(|p| rewriter.apply(p)) {
@@ -85,14 +85,16 @@ impl Pass for FuseScaledSum {
             if let Some(reason) = &reason {
                 context.log.refuse(node, reason.clone());
             }
-            context.log.site(Site { rewritten, reason, ..site });
+            for site in sites {
+                context.log.site(Site { rewritten, reason: reason.clone(), ..site });
+            }
         }
     }
 }
 
 /// The mixing sites of a graph, its bodies included, as they stand; nothing is changed.
 pub fn mixing_sites(graph: &Graph) -> Vec<Site> {
-    let mut sites: Vec<Site> = survey(graph, false).plans.into_iter().map(|p| p.site).collect();
+    let mut sites: Vec<Site> = survey(graph, false).plans.into_iter().flat_map(|p| p.sites).collect();
     for op in graph.ops() {
         sites.extend(graph.op(op).bodies().flat_map(mixing_sites));
     }
@@ -105,10 +107,11 @@ struct Survey {
     obstacles: Vec<(OpId, String)>,
 }
 
-/// One site and what to do about it.
+/// One combination and what to do about it.
 struct Plan {
     root: OpId,
-    site: Site,
+    /// The mixing sites in it: mostly one.
+    sites: Vec<Site>,
     step: Step,
 }
 
@@ -146,10 +149,13 @@ fn survey(graph: &Graph, exact: bool) -> Survey {
     let mut position = vec![0; graph.op_bound()];
     order.iter().enumerate().for_each(|(at, op)| position[op.index()] = at);
     let plan = |(root, combination): (OpId, Combination)| {
-        let output = graph.op(root).output(0).map(|v| graph.value(v).name.clone()).unwrap_or_default();
-        let terms = combination.width();
-        let form = combination.form.name();
-        let site = Site { output, terms, form, rewritten: false, reason: None };
+        let site = |value: ValueId, terms: usize, form: Form| {
+            let output = graph.value(value).name.clone();
+            Site { output, terms, form: form.name(), rewritten: false, reason: None }
+        };
+        let whole = graph.op(root).output(0).map(|v| site(v, combination.width(), combination.form));
+        let parts: Vec<Site> = combination.parts.iter().map(|p| site(p.value, p.width, p.form)).collect();
+        let sites = if parts.is_empty() { Vec::from_iter(whole) } else { parts };
         let late = |mut ops: crate::linear::Placement| {
             let prepared = combination.terms.iter().flat_map(|t| preparation(graph, t));
             ops.ops.splice(0..0, prepared);
@@ -162,7 +168,10 @@ fn survey(graph: &Graph, exact: bool) -> Survey {
             if combination.form == Form::Chain {
                 late(crate::linear::Placement { ops: combination.ops.clone() })
             } else {
-                Step::Refuse(format!("not bit-identical: {form} may add in another order"))
+                Step::Refuse(format!(
+                    "not bit-identical: {} may add in another order",
+                    combination.form.name()
+                ))
             }
         } else {
             match replacement(graph, root, &combination) {
@@ -175,7 +184,7 @@ fn survey(graph: &Graph, exact: bool) -> Survey {
                 Err(reason) => Step::Refuse(reason),
             }
         };
-        Plan { root, site, step }
+        Plan { root, sites, step }
     };
     let mut plans: Vec<Plan> = found.into_iter().map(plan).collect();
     plans.reverse();
@@ -221,7 +230,7 @@ fn combination_at(graph: &Graph, finder: &Finder<'_>, root: OpId) -> Option<Comb
     if is_reshape(graph, root) && !combination.ty.same_shape(ty) {
         return None;
     }
-    if !is_mixing(graph, &combination) {
+    if !combination.is_mixing(graph) {
         return None;
     }
     // The same operators in a chain are no gain if there are more of them.
@@ -246,26 +255,6 @@ fn steps(graph: &Graph, op: OpId) -> usize {
         "Sum" => graph.op(op).inputs.len().saturating_sub(1),
         "Mean" => graph.op(op).inputs.len(),
         _ => 1,
-    }
-}
-
-/// What makes a sum a mixing site: two terms, one of them scaled; or three; or two convolutions and an addend; or a
-/// stack, however few slices it has. A residual connection (two terms as they are) is none.
-fn is_mixing(graph: &Graph, combination: &Combination) -> bool {
-    if combination.form > Form::IdentityConv {
-        return true;
-    }
-    let scaled = combination.terms.iter().any(|t| t.x.is_some() && !is_sign(&t.factor));
-    let addend = combination.terms.iter().any(|t| t.x.is_none());
-    let convolutions = combination
-        .terms
-        .iter()
-        .filter_map(|t| t.x)
-        .all(|x| graph.producer(x).is_some_and(|op| graph.op(op).is("Conv")));
-    match combination.width() {
-        0 | 1 => false,
-        2 => scaled || (addend && convolutions),
-        _ => true,
     }
 }
 
@@ -472,7 +461,7 @@ fn coefficient(factor: &Factor, ty: &TensorType) -> Option<Expr> {
 }
 
 /// A computed coefficient, brought down to a rank that does not raise that of what it scales.
-fn part_expr(part: &crate::linear::Part, ty: &TensorType) -> Expr {
+fn part_expr(part: &crate::linear::Computed, ty: &TensorType) -> Expr {
     if ty.rank().is_some_and(|rank| part.shape.len() > rank) {
         return Expr::op("Reshape", [part.expr.clone(), Expr::Constant(Tensor::i64s(&[]))]);
     }

@@ -98,7 +98,7 @@ impl Array {
 
 /// A computed tensor that a coefficient is multiplied with, or divided by.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Part {
+pub struct Computed {
     /// How to compute it from values of the graph.
     pub expr: Expr,
     /// Its shape; it broadcasts against the tensor it scales.
@@ -113,7 +113,7 @@ pub struct Factor {
     /// Everything that is known.
     pub constant: Array,
     /// Everything that is computed when the model runs.
-    pub parts: Vec<Part>,
+    pub parts: Vec<Computed>,
 }
 
 impl Factor {

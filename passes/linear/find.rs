@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use dmopt_ir::{Dim, Graph, Op, OpId, TensorType, ValueId};
 
 use super::factor::{broadcasts_into, is_single};
-use super::{Array, Expr, Factor, Part};
+use super::{Array, Computed, Expr, Factor};
 
 /// One term: `factor * x`, or the factor alone.
 #[derive(Clone, PartialEq, Debug)]
@@ -14,6 +14,8 @@ pub struct Term {
     pub x: Option<ValueId>,
     /// What it is scaled by.
     pub factor: Factor,
+    /// True when the file scales it, be it by 1; false for a mere sign.
+    pub scaled: bool,
 }
 
 /// How a file writes a combination; the most particular construct in it counts.
@@ -70,12 +72,53 @@ pub struct Combination {
     pub form: Form,
     /// The operators that were looked through, the one of the result included.
     pub ops: Vec<OpId>,
+    /// Sums within this one that are mixing sites of their own, where it adds up several.
+    pub parts: Vec<Part>,
+}
+
+/// A mixing site within a larger sum.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The value that holds it.
+    pub value: ValueId,
+    /// Number of its terms.
+    pub width: usize,
+    /// How the file writes it.
+    pub form: Form,
 }
 
 impl Combination {
     pub(super) fn leaf(x: ValueId, ty: TensorType) -> Combination {
-        let terms = vec![Term { x: Some(x), factor: Factor::one() }];
-        Combination { ty, terms, form: Form::Chain, ops: Vec::new() }
+        let terms = vec![Term { x: Some(x), factor: Factor::one(), scaled: false }];
+        Combination { ty, terms, form: Form::Chain, ops: Vec::new(), parts: Vec::new() }
+    }
+
+    /// What makes a sum a mixing site: two terms, both scaled, or one by a number or a computed coefficient; or
+    /// three terms; or two convolutions and an addend; or a stack, however few slices it has. A residual connection
+    /// is none, nor is one to the scale and shift of a normalisation.
+    pub fn is_mixing(&self, graph: &Graph) -> bool {
+        if self.form > Form::IdentityConv {
+            return true;
+        }
+        let terms: Vec<&Term> = self.terms.iter().filter(|t| t.x.is_some()).collect();
+        match terms.len() {
+            0 | 1 => false,
+            2 => {
+                let scaled = terms.iter().filter(|t| t.scaled).count();
+                let by_number = |t: &&Term| t.scaled && (t.factor.is_single() || !t.factor.parts.is_empty());
+                let conv =
+                    |t: &&Term| t.x.and_then(|x| graph.producer(x)).is_some_and(|op| graph.op(op).is("Conv"));
+                let addend = terms.len() < self.terms.len();
+                scaled == 2 || terms.iter().any(by_number) || (addend && terms.iter().all(conv))
+            }
+            _ => true,
+        }
+    }
+
+    /// A mixing site that nothing around it belongs to: it has its addend already, or is contracted from a stack.
+    fn is_closed(&self, graph: &Graph) -> bool {
+        let addend = self.terms.iter().any(|t| t.x.is_none());
+        self.is_mixing(graph) && (addend || self.form > Form::IdentityConv)
     }
 
     /// Terms that have an `x`.
@@ -83,13 +126,22 @@ impl Combination {
         self.terms.iter().filter(|t| t.x.is_some()).count()
     }
 
-    /// All terms multiplied; `None` when a coefficient would have to grow.
+    /// All terms scaled; `None` when a coefficient would have to grow.
     pub(super) fn times(&self, factor: &Factor) -> Option<Combination> {
         let mut out = self.clone();
         for term in &mut out.terms {
             term.factor = term.factor.times(factor)?;
+            term.scaled = true;
         }
         Some(out)
+    }
+
+    /// All terms with the other sign.
+    pub(super) fn negated(mut self) -> Combination {
+        for term in &mut self.terms {
+            term.factor = term.factor.map(|v| -v);
+        }
+        self
     }
 
     pub(super) fn through(mut self, op: OpId, form: Form) -> Combination {
@@ -101,6 +153,7 @@ impl Combination {
     pub(super) fn absorb(&mut self, other: Combination) {
         self.terms.extend(other.terms);
         self.ops.extend(other.ops);
+        self.parts.extend(other.parts);
         self.form = self.form.max(other.form);
     }
 }
@@ -172,7 +225,7 @@ impl<'g> Finder<'g> {
         }
         match op.op_type.as_str() {
             "Add" | "Sub" | "Sum" | "Mean" => self.sum(id, op, ty, depth),
-            "Neg" => Some(self.term(op.input(0)?, depth)?.times(&scalar(-1.0))?.through(id, Form::Chain)),
+            "Neg" => Some(self.term(op.input(0)?, depth)?.negated().through(id, Form::Chain)),
             "Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
                 let inner = self.term(op.input(0)?, depth)?;
                 // Looking through a change of shape alone finds nothing.
@@ -194,23 +247,30 @@ impl<'g> Finder<'g> {
             "Mean" => Form::Mean,
             _ => Form::Chain,
         };
-        let mut all: Option<Combination> = None;
+        let mut operands = Vec::new();
         let mut addends = Vec::new();
         for (slot, operand) in op.inputs.iter().enumerate() {
             let operand = (*operand)?;
-            let sign = if op.op_type == "Sub" && slot == 1 { -1.0 } else { 1.0 };
+            let negative = op.op_type == "Sub" && slot == 1;
             if self.graph.tensor_type(operand)?.same_shape(ty) {
-                let part = self.term_of_shape(operand, depth)?.times(&scalar(sign))?;
-                match &mut all {
-                    Some(all) => all.absorb(part),
-                    None => all = Some(part),
-                }
+                let part = self.term_of_shape(operand, depth)?;
+                operands.push((operand, if negative { part.negated() } else { part }));
             } else {
-                let factor = self.factor(operand, ty)?.times(&scalar(sign))?;
-                addends.push(Term { x: None, factor });
+                let factor = self.factor(operand, ty)?;
+                let factor = if negative { factor.map(|v| -v) } else { factor };
+                addends.push(Term { x: None, factor, scaled: false });
             }
         }
-        let mut all = all?;
+        if operands.iter().filter(|(_, c)| c.is_closed(self.graph)).count() > 1 {
+            for (value, part) in &mut operands {
+                if part.parts.is_empty() && part.is_closed(self.graph) {
+                    part.parts.push(Part { value: *value, width: part.width(), form: part.form });
+                }
+            }
+        }
+        let mut operands = operands.into_iter().map(|(_, part)| part);
+        let mut all = operands.next()?;
+        operands.for_each(|part| all.absorb(part));
         all.terms.extend(addends);
         if op.op_type == "Mean" {
             all = all.times(&scalar(1.0 / op.inputs.len() as f64))?;
@@ -265,7 +325,7 @@ impl<'g> Finder<'g> {
         {
             return Some(Factor::constant(Array::new(&tensor.dims, data)));
         }
-        let part = Part { expr: Expr::Value(value), shape, inverse: false };
+        let part = Computed { expr: Expr::Value(value), shape, inverse: false };
         Some(Factor { constant: Array::scalar(1.0), parts: vec![part] })
     }
 
@@ -279,7 +339,7 @@ impl<'g> Finder<'g> {
             }
         }
         let shape = self.graph.tensor_type(s)?.shape.clone()?;
-        let part = Part { expr: Expr::Value(s), shape, inverse: true };
+        let part = Computed { expr: Expr::Value(s), shape, inverse: true };
         Some(Factor { constant: Array::scalar(1.0), parts: vec![part] })
     }
 
@@ -314,7 +374,7 @@ impl<'g> Finder<'g> {
         if let Some(bias) = op.input(2) {
             let bias = self.graph.constant(bias)?.to_f64().ok()?;
             let factor = Factor::constant(channel_array(bias, spatial));
-            all.terms.push(Term { x: None, factor });
+            all.terms.push(Term { x: None, factor, scaled: false });
         }
         all.ty.same_shape(ty).then_some(all)
     }

@@ -23,5 +23,5 @@ mod find;
 mod stack;
 
 pub use expr::{Expr, Placement};
-pub use factor::{Array, Factor, Part};
+pub use factor::{Array, Computed, Factor};
 pub use find::{Combination, Finder, Form, Term};

@@ -3,7 +3,7 @@
 use dmopt_ir::{Dim, Op, OpId, Tensor, TensorType, ValueId};
 
 use super::find::scalar;
-use super::{Array, Combination, Expr, Factor, Finder, Form, Part};
+use super::{Array, Combination, Computed, Expr, Factor, Finder, Form};
 
 /// The slices of a stack along its axis.
 type Slices = Vec<Combination>;
@@ -50,7 +50,9 @@ impl Finder<'_> {
             (_, true) => (Form::StackScaledSum, 1.0),
             (_, false) => (Form::StackSum, 1.0),
         };
-        Some(add_up(slices)?.times(&scalar(scale))?.through(id, form))
+        let all = add_up(slices)?;
+        let all = if form == Form::StackMean { all.times(&scalar(scale))? } else { all };
+        Some(all.through(id, form))
     }
 
     /// `Einsum` of a vector and a stack, contracted along the stacked axis: `n,n...->...` and the like. The vector
@@ -163,7 +165,7 @@ impl Finder<'_> {
             "Identity" => self.slices(op.input(0)?, stacked, depth + 1)?,
             "Neg" => {
                 let slices = self.slices(op.input(0)?, stacked, depth + 1)?;
-                slices.iter().map(|s| s.times(&scalar(-1.0))).collect::<Option<Slices>>()?
+                slices.into_iter().map(Combination::negated).collect()
             }
             "Mul" | "Div" => self.scaled_slices(op, ty, stacked, depth)?,
             // Row-major order keeps slices along the first axis whole.
@@ -286,7 +288,7 @@ fn pick(factor: &Factor, dims: &[Dim], along: usize, i: u64) -> Option<Factor> {
         let index = Tensor::from_i64(dmopt_ir::DType::I64, vec![], &[i as i64]).ok()?;
         let args = vec![part.expr.clone(), Expr::Constant(index)];
         let expr = Expr::Op { op_type: "Gather", axis: Some(along as i64), args };
-        let part = Part { expr, shape: rest, inverse: part.inverse };
+        let part = Computed { expr, shape: rest, inverse: part.inverse };
         return Some(Factor { constant: factor.constant.clone(), parts: vec![part] });
     }
     if !factor.parts.is_empty() {
