@@ -214,6 +214,7 @@ impl Step {
                     patch.hoist(op);
                 }
                 let new = expr.emit(graph, &mut patch, &graph.value(result).name);
+                let new = new.ok_or_else(|| Miss::refused("a scaled weight does not fit its type"))?;
                 patch.replace_uses(result, new);
                 Ok(patch)
             }
@@ -493,10 +494,7 @@ fn into_conv(graph: &Graph, term: &Term, bias: Option<&Array>) -> Option<Expr> {
         if graph.readers(w) != 1 || tensor.byte_len()? > MAX_KERNEL {
             return None;
         }
-        let mut data = tensor.to_f64().ok()?;
-        let row = data.len() / channels.max(1) as usize;
-        data.chunks_mut(row.max(1)).zip(&scales).for_each(|(row, s)| row.iter_mut().for_each(|v| *v *= s));
-        Expr::Constant(Array { dims: tensor.dims.clone(), data }.tensor(dtype)?)
+        Expr::Rows { of: w, by: scales.clone() }
     };
     let old = match conv.input(2) {
         Some(b) => Some(graph.constant(b)?.to_f64().ok()?),

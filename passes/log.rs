@@ -74,6 +74,8 @@ impl Log {
                 known.reason = site.reason;
             }
             Some(_) => {}
+            // An accumulation that appears in a later round is what this pass wrote itself.
+            None if self.rounds > 1 && !site.rewritten && site.reason.is_none() => {}
             None => self.sites.push(site),
         }
     }

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 
 use dmopt_ir::{Def, Graph, NewOp, OpId, Operand, Patch, Tensor, ValueId};
 
+use super::Array;
+
 /// An expression over values of a graph.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Expr {
@@ -12,6 +14,13 @@ pub enum Expr {
     Value(ValueId),
     /// A constant.
     Constant(Tensor),
+    /// An initializer with each row (slice along the first axis) multiplied; read only when it is written.
+    Rows {
+        /// The initializer.
+        of: ValueId,
+        /// One factor for each row.
+        by: Vec<f64>,
+    },
     /// A standard operator with one result.
     Op {
         /// Its type.
@@ -82,7 +91,7 @@ impl Expr {
                 }
                 false
             }
-            Expr::Like { .. } => false,
+            Expr::Rows { .. } | Expr::Like { .. } => false,
         }
     }
 
@@ -90,35 +99,49 @@ impl Expr {
     pub fn values(&self) -> Vec<ValueId> {
         match self {
             Expr::Value(v) => vec![*v],
-            Expr::Constant(_) => Vec::new(),
+            Expr::Constant(_) | Expr::Rows { .. } => Vec::new(),
             Expr::Op { args, .. } => args.iter().flat_map(Expr::values).collect(),
             Expr::Like { args, .. } => args.iter().flatten().flat_map(Expr::values).collect(),
         }
     }
 
     /// Writes the expression into a patch: new operators right after their operands, changed ones where they were.
-    /// New values are named after `name`.
-    pub fn emit(&self, graph: &Graph, patch: &mut Patch, name: &str) -> Operand {
-        match self {
+    /// New values are named after `name`. `None` when a scaled initializer cannot be read or does not fit its type.
+    pub fn emit(&self, graph: &Graph, patch: &mut Patch, name: &str) -> Option<Operand> {
+        Some(match self {
             Expr::Value(v) => Operand::Value(*v),
             Expr::Constant(t) => {
                 let what = if t.elements() == Some(1) { "scale" } else { "weight" };
                 patch.constant(&format!("{name}_{what}"), t.clone())
             }
+            Expr::Rows { of, by } => {
+                let tensor = graph.constant(*of)?;
+                let mut data = tensor.to_f64().ok()?;
+                let row = (data.len() / by.len().max(1)).max(1);
+                data.chunks_mut(row).zip(by).for_each(|(row, s)| row.iter_mut().for_each(|v| *v *= s));
+                let scaled = Array { dims: tensor.dims.clone(), data }.tensor(tensor.dtype)?;
+                patch.constant(&format!("{}_scaled", graph.value(*of).name), scaled)
+            }
             Expr::Op { op_type, axis, args } => {
-                let args: Vec<Operand> = args.iter().map(|a| a.emit(graph, patch, name)).collect();
+                let args: Option<Vec<Operand>> = args.iter().map(|a| a.emit(graph, patch, name)).collect();
                 let what = op_type.to_lowercase();
-                let mut op = NewOp::new(op_type, args).result_named(&format!("{name}_{what}"));
+                let mut op = NewOp::new(op_type, args?).result_named(&format!("{name}_{what}"));
                 if let Some(axis) = axis {
                     op = op.attribute("axis", *axis);
                 }
                 patch.add_op(op)
             }
             Expr::Like { op, args } => {
-                let args = args.iter().map(|a| a.as_ref().map(|a| a.emit(graph, patch, name))).collect();
-                patch.add_op(NewOp::like(graph, *op, args))
+                let mut operands = Vec::with_capacity(args.len());
+                for arg in args {
+                    operands.push(match arg {
+                        Some(arg) => Some(arg.emit(graph, patch, name)?),
+                        None => None,
+                    });
+                }
+                patch.add_op(NewOp::like(graph, *op, operands))
             }
-        }
+        })
     }
 }
 

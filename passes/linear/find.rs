@@ -104,12 +104,12 @@ impl Combination {
         match terms.len() {
             0 | 1 => false,
             2 => {
-                let scaled = terms.iter().filter(|t| t.scaled).count();
-                let by_number = |t: &&Term| t.scaled && (t.factor.is_single() || !t.factor.parts.is_empty());
+                let scaled = |t: &&Term| t.scaled && !t.x.is_some_and(|x| is_normalised(graph, x));
+                let by_number = |t: &&Term| scaled(t) && (t.factor.is_single() || !t.factor.parts.is_empty());
                 let conv =
                     |t: &&Term| t.x.and_then(|x| graph.producer(x)).is_some_and(|op| graph.op(op).is("Conv"));
                 let addend = terms.len() < self.terms.len();
-                scaled == 2 || terms.iter().any(by_number) || (addend && terms.iter().all(conv))
+                terms.iter().all(scaled) || terms.iter().any(by_number) || (addend && terms.iter().all(conv))
             }
             _ => true,
         }
@@ -156,6 +156,18 @@ impl Combination {
         self.parts.extend(other.parts);
         self.form = self.form.max(other.form);
     }
+}
+
+/// True for the result of a normalisation, also in another shape: its scale per channel is part of it.
+fn is_normalised(graph: &Graph, mut value: ValueId) -> bool {
+    while let Some(op) = graph.producer(value).map(|op| graph.op(op)) {
+        match op.input(0) {
+            _ if op.op_type.ends_with("Normalization") => return true,
+            Some(input) if op.is("Reshape") => value = input,
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// Reads combinations out of one graph.
