@@ -53,6 +53,14 @@ pub enum Error {
         /// What is wrong and in which message.
         reason: String,
     },
+    /// The model cannot be represented as a graph.
+    #[error("{file}: {cause}")]
+    Import {
+        /// The file.
+        file: String,
+        /// What is wrong with the model.
+        cause: ImportError,
+    },
     /// External data that cannot be used or carried along.
     #[error("{0}")]
     External(#[from] ExternalError),
@@ -115,4 +123,115 @@ pub enum ExternalError {
         /// Size of the file.
         present: u64,
     },
+}
+
+/// Why a model cannot be represented as a graph: what is wrong, and in which node, attribute or function.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{}{fault}", .place.iter().rev().map(|part| format!("{part}: ")).collect::<String>())]
+pub struct ImportError {
+    /// Where, from the innermost part to the outermost.
+    pub place: Vec<String>,
+    /// What.
+    pub fault: Fault,
+}
+
+impl ImportError {
+    /// The same, seen from one level further out.
+    pub(crate) fn within(mut self, part: impl Into<String>) -> ImportError {
+        self.place.push(part.into());
+        self
+    }
+}
+
+impl<F: Into<Fault>> From<F> for ImportError {
+    fn from(fault: F) -> ImportError {
+        ImportError { place: Vec::new(), fault: fault.into() }
+    }
+}
+
+/// What is wrong with a model.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Fault {
+    /// Names that are defined twice, or not at all, or a cycle.
+    #[error(transparent)]
+    Build(#[from] dmopt_ir::BuildError),
+    /// A tensor that contradicts itself.
+    #[error(transparent)]
+    Tensor(#[from] TensorFault),
+    /// The file does not say which version of the format it is in.
+    #[error("the IR version is missing")]
+    NoIrVersion,
+    /// A format version of the future, or none.
+    #[error("IR version {0} is newer than this tool knows ({max})", max = crate::schema::IR_VERSION)]
+    IrVersion(i64),
+    /// A version of the default operator set of the future.
+    #[error("opset {0} is newer than this tool knows ({max})", max = crate::schema::OPSET_VERSION)]
+    Opset(i64),
+    /// An operator set is imported without a version, or with one below 1.
+    #[error("operator set '{domain}' is imported with version {version}; versions begin at 1")]
+    OpsetVersion {
+        /// The operator set.
+        domain: String,
+        /// The version, 0 if there is none.
+        version: i64,
+    },
+    /// An operator set is imported in two versions.
+    #[error("operator set '{0}' is imported in two versions")]
+    OpsetTwice(String),
+    /// A node needs an operator set that is not imported.
+    #[error("operator set '{0}' is not imported")]
+    NoOpset(String),
+    /// Something that must have a name has none.
+    #[error("{0} without a name")]
+    NoName(&'static str),
+    /// An attribute that has bodies but does not say that it is one.
+    #[error("the attribute is of kind {0} and yet has graphs")]
+    Kind(i32),
+    /// An attribute that does not say its kind and has several values.
+    #[error("the attribute has several values and does not say which counts")]
+    Ambiguous,
+    /// No graph.
+    #[error("the model has no graph")]
+    NoGraph,
+}
+
+/// What is wrong with a tensor.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TensorFault {
+    /// An element type that the standard does not define.
+    #[error("element type {0} is unknown")]
+    Type(i32),
+    /// A negative size.
+    #[error("dimension {0} is negative")]
+    Dim(i64),
+    /// More elements than can be counted.
+    #[error("the number of elements is beyond all bounds")]
+    Size,
+    /// Data that are too short or too long.
+    #[error("type and dimensions ask for {expected} {unit}, the data have {found}")]
+    Count {
+        /// How many there should be.
+        expected: u64,
+        /// How many there are.
+        found: u64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// A sparse tensor without one of its parts.
+    #[error("the sparse tensor has no {0}")]
+    Incomplete(&'static str),
+    /// A bad reference to external data.
+    #[error(transparent)]
+    External(ExternalError),
+}
+
+/// Why a graph cannot be written as a model.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ExportError {
+    /// Operators depend on each other in a circle.
+    #[error("{0} depends on its own result: the graph has a cycle")]
+    Cycle(String),
+    /// An `extra` that the importer did not make.
+    #[error("what was kept from the input cannot be read back: {0}")]
+    Extra(#[from] prost::DecodeError),
 }
