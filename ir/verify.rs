@@ -7,7 +7,8 @@
 //!    exactly what the operand lists say.
 //! 3. **Acyclic**: no operator depends on its own result.
 //! 4. **Ranked**: the place in the file never falls along an edge.
-//! 5. **Named**: no two values of a graph share a name, and a body reuses no name of the graphs around it.
+//! 5. **Named**: no two values of a graph share a name. (A body may reuse a name of the graphs around it, as files
+//!    do; a value that it captures is known by its id, and the exporter tells the two apart.)
 //! 6. **Captured**: what a body reads from around it exists there, and an operator's list of captures is what its
 //!    bodies read.
 //! 7. **Typed**: constants have the type of their tensors, and what inference finds for an operator's results is
@@ -62,7 +63,7 @@ impl fmt::Display for Violation {
 
 /// Everything that is wrong with a graph and its bodies; empty when nothing is.
 pub fn verify(graph: &Graph) -> Vec<Violation> {
-    let mut verifier = Verifier { violations: Vec::new(), names: HashSet::new() };
+    let mut verifier = Verifier { violations: Vec::new() };
     verifier.graph(graph, None);
     verifier.violations
 }
@@ -123,8 +124,6 @@ impl Boundary {
 
 struct Verifier {
     violations: Vec<Violation>,
-    /// Names of the graphs around the one that is looked at.
-    names: HashSet<String>,
 }
 
 impl Verifier {
@@ -151,17 +150,8 @@ impl Verifier {
                 self.report(Invariant::Imported, reason, Some((graph, id)));
             }
         }
-        let holders: Vec<OpId> = graph.ops().filter(|&id| graph.op(id).bodies().next().is_some()).collect();
-        if holders.is_empty() {
-            return;
-        }
-        let own = graph.values().map(|v| graph.value(v).name.clone());
-        let added: Vec<String> = own.filter(|name| self.names.insert(name.clone())).collect();
-        for body in holders.into_iter().flat_map(|id| graph.op(id).bodies()) {
+        for body in graph.ops().flat_map(|id| graph.op(id).bodies()) {
             self.graph(body, Some(graph));
-        }
-        for name in added {
-            self.names.remove(&name);
         }
     }
 
@@ -303,8 +293,6 @@ impl Verifier {
                 "a value has no name".to_string()
             } else if !captured && !seen.insert(&value.name) {
                 format!("two values are named '{}'", value.name)
-            } else if !captured && self.names.contains(&value.name) {
-                format!("'{}' is also the name of a value of an enclosing graph", value.name)
             } else {
                 continue;
             };

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dmopt_ir::{
-    Attribute, AttributeValue, Builder, Def, Function, Graph, LoadExternal, Model, Op, Opsets, SparseTensor,
-    Tensor, ValueId,
+    Attribute, AttributeValue, Builder, Def, Function, Graph, LoadExternal, Model, Op, Opsets, Tensor,
+    ValueId,
 };
 
 use crate::error::{Fault, ImportError};
@@ -180,12 +180,12 @@ impl Importer {
             name.is_some_and(|name| inputs.contains(name))
         };
         // A sparse default of an input has no place in the graph: the input matters there, its default does not.
-        let (kept, defining) = take(&mut proto.sparse_initializer).into_iter().partition(is_input);
-        for mut sparse in Vec::from_iter::<Vec<SparseTensorProto>>(defining) {
+        let (kept, defining): (Vec<_>, Vec<_>) =
+            take(&mut proto.sparse_initializer).into_iter().partition(is_input);
+        for mut sparse in defining {
             let name = sparse.values.as_mut().map(|values| name_of(values, "a sparse initializer"));
             let name = name.transpose()?.unwrap_or_default();
-            let tensor: SparseTensor =
-                tensors::parse_sparse(sparse, &self.external).map_err(at_initializer(&name))?;
+            let tensor = tensors::parse_sparse(sparse, &self.external).map_err(at_initializer(&name))?;
             let id = builder.value(&name);
             builder.sparse_initializer(id, tensor)?;
         }

@@ -9,6 +9,8 @@ mod export;
 mod external;
 mod extra;
 mod import;
+#[cfg(test)]
+mod random_models;
 mod read;
 pub mod schema;
 mod spill;

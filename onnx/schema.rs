@@ -552,6 +552,8 @@ mod tests {
             assert_eq!(again, Ok(bytes));
             Ok(())
         })
+        .size_min(1 << 10)
+        .size_max(1 << 14)
         .budget_ms(500);
     }
 
@@ -576,6 +578,8 @@ mod tests {
             assert_eq!(crate::encode(&model).concat(), bytes);
             Ok(())
         })
+        .size_min(1 << 10)
+        .size_max(1 << 14)
         .budget_ms(500);
     }
 

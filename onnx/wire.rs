@@ -317,6 +317,11 @@ pub(crate) mod random {
     /// Beyond this nesting, fields stay empty: messages contain each other.
     const DEPTH: usize = 7;
 
+    /// Whether to add something: no longer when randomness runs out, which would be the same thing again and again.
+    fn more(u: &mut Unstructured<'_>, depth: usize) -> Result<bool> {
+        Ok(depth < DEPTH && !u.is_empty() && u.ratio(3, 5)?)
+    }
+
     pub(crate) trait Random: Sized {
         fn random(u: &mut Unstructured<'_>, depth: usize) -> Result<Self>;
     }
@@ -330,11 +335,17 @@ pub(crate) mod random {
             }
         )*};
     }
-    arbitrary!(i32, i64, u64, f32, String);
+    arbitrary!(i32, i64, u64, f32);
+
+    impl Random for String {
+        fn random(u: &mut Unstructured<'_>, _depth: usize) -> Result<Self> {
+            (0..u.int_in_range(0..=3)?).map(|_| u.arbitrary::<char>()).collect()
+        }
+    }
 
     impl Random for Bytes {
         fn random(u: &mut Unstructured<'_>, _depth: usize) -> Result<Self> {
-            u.arbitrary::<Vec<u8>>().map(Bytes::from)
+            (0..u.int_in_range(0..=3)?).map(|_| u.arbitrary::<u8>()).collect()
         }
     }
 
@@ -346,14 +357,14 @@ pub(crate) mod random {
 
     impl<T: Random + Value> Random for Option<T> {
         fn random(u: &mut Unstructured<'_>, depth: usize) -> Result<Self> {
-            if depth < DEPTH && u.ratio(1, 3)? { T::random(u, depth).map(Some) } else { Ok(None) }
+            if more(u, depth)? { T::random(u, depth).map(Some) } else { Ok(None) }
         }
     }
 
     impl<T: Random> Random for Vec<T> {
         fn random(u: &mut Unstructured<'_>, depth: usize) -> Result<Self> {
             let mut values = Vec::new();
-            while depth < DEPTH && values.len() < 4 && u.ratio(1, 3)? {
+            while values.len() < 4 && more(u, depth)? {
                 values.push(T::random(u, depth)?);
             }
             Ok(values)
@@ -379,7 +390,7 @@ pub(crate) mod random {
         match u.int_in_range(0..=11)? {
             0 => u.arbitrary::<u64>()?.encode(900, &mut kept),
             1 => u.arbitrary::<f32>()?.encode(901, &mut kept),
-            2 => u.arbitrary::<String>()?.encode(902, &mut kept),
+            2 => String::random(u, 0)?.encode(902, &mut kept),
             _ => {}
         }
         Ok(kept)

@@ -312,7 +312,7 @@ impl<'g> Printer<'g> {
             }
             U4 | U2 | F4E2M1 => unpack(tensor, &bytes).take(most).map(|(code, _)| code.to_string()).collect(),
             I4 | I2 => unpack(tensor, &bytes).take(most).map(|(_, signed)| signed.to_string()).collect(),
-            String => return None,
+            String | F6E2M3 | F6E3M2 => return None,
         })
     }
 

@@ -274,7 +274,7 @@ pub(super) fn encode(dtype: DType, literal: &Literal<'_>, out: &mut Vec<u8>) -> 
         (I4, _) => out.push(i8::try_from(integer()?).ok().filter(|p| (-8..8).contains(p))? as u8),
         (U2, _) => out.push(u8::try_from(integer()?).ok().filter(|&p| p < 4)?),
         (I2, _) => out.push(i8::try_from(integer()?).ok().filter(|p| (-2..2).contains(p))? as u8),
-        (String, _) | (_, Literal::String(_)) => return None,
+        (String | F6E2M3 | F6E3M2, _) | (_, Literal::String(_)) => return None,
     }
     Some(())
 }
