@@ -228,6 +228,12 @@ mod tests {
     }
 
     #[test]
+    fn an_initializer_of_an_inputs_name_is_its_default() {
+        let listed = graph("f (float x) => (y) <float x = {1}> { y = Foo(x) }");
+        assert_eq!(print_graph(&listed), print_graph(&graph("f (float x = {1}) => (y) { y = Foo(x) }")));
+    }
+
+    #[test]
     fn types_of_every_kind_are_read_and_printed() {
         stable(
             r#"f (float x, float16[] a, bfloat16[N,2,?] b, seq(float[2]) c, optional(seq(int64)) d, map(int64, string[3]) e, sparse_tensor(float[2,N]) g, opaque(a.b, c) h, string["odd dim"] i) => (y) {

@@ -164,12 +164,13 @@ impl<'t> Parser<'t> {
 
     /// Inputs, outputs, declarations and operators of the innermost open graph, which is closed.
     fn rest_of_graph(&mut self) -> Result<Graph> {
+        let mut inputs = Vec::new();
         self.expect('(')?;
         self.items(')', |p| {
             let (id, ty, at) = p.declaration()?;
             let default = if p.eat('=') { Some(p.data_of(ty.as_ref(), at)?) } else { None };
-            let built = p.scope()?.builder.input(id, default);
-            p.built(built, at)
+            inputs.push((id, default, at));
+            Ok(())
         })?;
         self.expect('=')?;
         self.expect('>')?;
@@ -184,6 +185,11 @@ impl<'t> Parser<'t> {
                 let (id, ty, at) = p.declaration()?;
                 if p.eat('=') {
                     let tensor = p.data_of(ty.as_ref(), at)?;
+                    // An initializer of an input's name is the default of that input.
+                    if let Some((_, default @ None, _)) = inputs.iter_mut().find(|(input, ..)| *input == id) {
+                        *default = Some(tensor);
+                        return Ok(());
+                    }
                     let built = p.scope()?.builder.initializer(id, tensor);
                     return p.built(built, at);
                 }
@@ -193,6 +199,10 @@ impl<'t> Parser<'t> {
                 p.scope()?.pending.push((id, at));
                 Ok(())
             })?;
+        }
+        for (id, default, at) in inputs {
+            let built = self.scope()?.builder.input(id, default);
+            self.built(built, at)?;
         }
         self.expect('{')?;
         while !self.eat('}') {
