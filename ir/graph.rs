@@ -28,6 +28,7 @@ pub struct Graph {
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
     extra: Bytes,
+    dropped_edges: usize,
 }
 
 /// One use of an operator's result by another operator.
@@ -35,6 +36,9 @@ pub struct Graph {
 struct Edge {
     value: ValueId,
     slot: Slot,
+    /// False once the use is gone. Taking an edge out of petgraph walks all edges of its producer, which would make
+    /// removing the readers of a hub quadratic; [`Graph::compact`] takes out all at once.
+    live: bool,
 }
 
 /// What operators read and write.
@@ -219,7 +223,9 @@ impl Graph {
     pub fn order(&self) -> Result<Vec<OpId>, OpId> {
         let mut waiting = vec![0u32; self.op_bound()];
         for edge in self.ops.edge_indices() {
-            if let Some((_, to)) = self.ops.edge_endpoints(edge) {
+            if let Some((_, to)) = self.ops.edge_endpoints(edge)
+                && self.ops[edge].live
+            {
                 waiting[to.index()] += 1;
             }
         }
@@ -228,10 +234,10 @@ impl Graph {
         let mut order = Vec::with_capacity(self.ops.node_count());
         while let Some(Reverse((_, id))) = ready.pop() {
             order.push(id);
-            for next in self.ops.neighbors(id.node()) {
+            for next in self.successors(id) {
                 waiting[next.index()] -= 1;
                 if waiting[next.index()] == 0 {
-                    ready.push(key(OpId::new(next)));
+                    ready.push(key(next));
                 }
             }
         }
@@ -245,9 +251,8 @@ impl Graph {
     fn on_cycle(&self, mut id: OpId, waiting: &[u32]) -> OpId {
         let mut seen = vec![false; waiting.len()];
         while !std::mem::replace(&mut seen[id.index()], true) {
-            let mut before = self.ops.neighbors_directed(id.node(), Direction::Incoming);
-            match before.find(|n| waiting[n.index()] > 0) {
-                Some(n) => id = OpId::new(n),
+            match self.predecessors(id).find(|p| waiting[p.index()] > 0) {
+                Some(before) => id = before,
                 None => break,
             }
         }
@@ -256,12 +261,14 @@ impl Graph {
 
     /// Operators, in no particular order, whose results this operator reads (repeated for repeated readings).
     pub fn predecessors(&self, id: OpId) -> impl Iterator<Item = OpId> + '_ {
-        self.ops.neighbors_directed(id.node(), Direction::Incoming).map(OpId::new)
+        let edges = self.ops.edges_directed(id.node(), Direction::Incoming);
+        edges.filter(|e| e.weight().live).map(|e| OpId::new(e.source()))
     }
 
     /// Operators, in no particular order, that read a result of this operator (repeated for repeated readings).
     pub fn successors(&self, id: OpId) -> impl Iterator<Item = OpId> + '_ {
-        self.ops.neighbors_directed(id.node(), Direction::Outgoing).map(OpId::new)
+        let edges = self.ops.edges_directed(id.node(), Direction::Outgoing);
+        edges.filter(|e| e.weight().live).map(|e| OpId::new(e.target()))
     }
 
     /// How to name an operator to a person: its name, or its type and first result.
@@ -278,8 +285,8 @@ impl Graph {
 
     /// The edges as (producer, value, use), for [`verify`](crate::verify()).
     pub(crate) fn edges(&self) -> impl Iterator<Item = (OpId, ValueId, Use)> + '_ {
-        self.ops.edge_references().map(|e| {
-            let Edge { value, slot } = *e.weight();
+        self.ops.edge_references().filter(|e| e.weight().live).map(|e| {
+            let Edge { value, slot, .. } = *e.weight();
             (OpId::new(e.source()), value, Use { op: OpId::new(e.target()), slot })
         })
     }
@@ -308,7 +315,7 @@ impl Graph {
             self.values[value.index()].def = Def::Op { op: id, slot: slot as u32 };
             // Uses may come before the definition in a file that is not sorted.
             for Use { op, slot } in self.values[value.index()].uses.clone() {
-                self.ops.add_edge(id.node(), op.node(), Edge { value, slot });
+                self.ops.add_edge(id.node(), op.node(), Edge { value, slot, live: true });
             }
         }
         for (value, slot) in self.reads(id) {
@@ -395,10 +402,21 @@ impl Graph {
         }
     }
 
-    /// Frees the ids of erased operators and numbers ranks by position.
+    /// Frees the ids of erased operators and the edges of uses that are gone, and numbers ranks by position.
     pub(crate) fn compact(&mut self) -> Result<(), OpId> {
         for (rank, id) in self.order()?.into_iter().enumerate() {
             self.op_mut(id).rank = rank as u64;
+        }
+        if self.dropped_edges > 0 {
+            let live: Vec<_> = (self.ops.edge_references())
+                .filter(|e| e.weight().live)
+                .map(|e| (e.source(), e.target(), *e.weight()))
+                .collect();
+            self.ops.clear_edges();
+            for (from, to, edge) in live {
+                self.ops.add_edge(from, to, edge);
+            }
+            self.dropped_edges = 0;
         }
         self.ops.retain_nodes(|ops, n| !ops[n].erased);
         Ok(())
@@ -416,22 +434,23 @@ impl Graph {
             return;
         }
         if let Def::Op { op, .. } = self.value(value).def {
-            self.ops.add_edge(op.node(), at.op.node(), Edge { value, slot: at.slot });
+            self.ops.add_edge(op.node(), at.op.node(), Edge { value, slot: at.slot, live: true });
         }
     }
 
     fn unlink(&mut self, value: ValueId, at: Use) {
         self.value_mut(value).uses.swap_remove(&at);
-        let wanted = Edge { value, slot: at.slot };
+        let wanted = Edge { value, slot: at.slot, live: true };
         let edge = self.ops.edges_directed(at.op.node(), Direction::Incoming).find(|e| *e.weight() == wanted);
         if let Some(edge) = edge.map(|e| e.id()) {
-            self.ops.remove_edge(edge);
+            self.ops[edge].live = false;
+            self.dropped_edges += 1;
         }
     }
 }
 
 /// The values of the enclosing graph that an operator's bodies read, each once, in order of first mention.
-fn captures_of(op: &Op) -> Vec<ValueId> {
+pub(crate) fn captures_of(op: &Op) -> Vec<ValueId> {
     let mut captures = IndexSet::new();
     for body in op.bodies() {
         for id in body.values() {

@@ -14,6 +14,8 @@ mod id;
 pub mod infer;
 mod model;
 mod op;
+#[cfg(test)]
+mod properties;
 mod rewriter;
 mod tensor;
 pub mod text;

@@ -1,6 +1,9 @@
 //! The only door to mutation. A pass describes an edit as a [`Patch`] while it reads the graph; the
 //! [`Rewriter`] checks it, applies it as a whole, and counts it. A patch that does not fit changes nothing.
 
+use std::collections::{HashMap, HashSet};
+
+use crate::graph::captures_of;
 use crate::infer::{self, Known};
 use crate::{Attribute, AttributeValue, Def, Graph, Names, Op, OpId, Tensor, Type, Use, ValueId};
 
@@ -171,8 +174,8 @@ impl Patch {
         Operand::Constant(self.constants.len() - 1)
     }
 
-    /// Makes every reader of `old` (operators, bodies, graph outputs) read `new`. What only served `old` is
-    /// erased; a new value takes over the name.
+    /// Makes every reader of `old` (operators, bodies, graph outputs) read `new`; operators of this patch read what
+    /// they list. What only served `old` is erased; a new value takes over the name.
     pub fn replace_uses(&mut self, old: ValueId, new: impl Into<Operand>) {
         self.replacements.push((old, new.into()));
     }
@@ -370,6 +373,10 @@ impl<'g> Rewriter<'g> {
                 let value = graph.value(*old).name.clone();
                 return Err(Refusal::Type { value, old: old_type.clone(), new: new_type.clone() });
             }
+            if matches!(graph.value(*old).def, Def::Input { .. }) && graph.is_output(*old) {
+                // Input and output are one value with one name: neither can be parted from it.
+                return Err(Refusal::InUse(graph.value(*old).name.clone()));
+            }
             if let Operand::Value(new) = *new {
                 self.check_visible(*old, new)?;
             }
@@ -403,29 +410,49 @@ impl<'g> Rewriter<'g> {
         Ok(())
     }
 
-    /// No replacement may depend on a reader of what it replaces. Ranks bound the search: they never fall along
-    /// an edge, so nothing below the first reader depends on one.
+    /// Nothing may come to depend on a reader of what it replaces, in the graph as it will be. Ranks bound the
+    /// search: they never fall along an edge, so nothing below the first reader depends on one.
     fn check_acyclic(&self, patch: &Patch) -> Result<(), Refusal> {
         let graph = &*self.graph;
-        for (old, new) in &patch.replacements {
-            let mut stack: Vec<OpId> = Vec::new();
-            let mut pending = vec![*new];
+        // What operators that are there already will read: replacements take effect one after the other.
+        let mut substitutes: HashMap<ValueId, Operand> = HashMap::new();
+        for &(old, new) in patch.replacements.iter().rev() {
+            let last = match new {
+                Operand::Value(v) => substitutes.get(&v).copied().unwrap_or(new),
+                _ => new,
+            };
+            substitutes.insert(old, last);
+        }
+        let readers = |old: &ValueId| graph.uses(*old).map(|at| at.op);
+        let Some(first) = substitutes.keys().flat_map(readers).map(|op| graph.op(op).rank).min() else {
+            return Ok(());
+        };
+        for (old, substitute) in &substitutes {
+            let readers: HashSet<OpId> = readers(old).collect();
+            let (mut seen, mut seen_new) = (HashSet::new(), HashSet::new());
+            let mut pending = vec![*substitute];
             while let Some(operand) = pending.pop() {
-                match operand {
-                    Operand::Value(v) => stack.extend(graph.producer(v)),
-                    Operand::New { op, .. } => pending.extend(patch.ops[op].inputs.iter().flatten()),
-                    Operand::Constant(_) => {}
-                }
-            }
-            let readers: std::collections::HashSet<OpId> = graph.uses(*old).map(|u| u.op).collect();
-            let Some(first) = readers.iter().map(|&r| graph.op(r).rank).min() else { continue };
-            let mut seen = std::collections::HashSet::new();
-            while let Some(op) = stack.pop() {
+                let op = match operand {
+                    Operand::Constant(_) => continue,
+                    Operand::New { op, .. } => {
+                        if seen_new.insert(op) {
+                            let new = &patch.ops[op];
+                            pending.extend(new.inputs.iter().flatten());
+                            pending.extend(captures_of(&new.op).into_iter().map(Operand::Value));
+                        }
+                        continue;
+                    }
+                    Operand::Value(v) => match graph.producer(v) {
+                        Some(op) => op,
+                        None => continue,
+                    },
+                };
                 if readers.contains(&op) {
                     return Err(Refusal::Cycle(graph.value(*old).name.clone()));
                 }
-                if seen.insert(op) {
-                    stack.extend(graph.predecessors(op).filter(|&p| graph.op(p).rank >= first));
+                if graph.op(op).rank >= first && seen.insert(op) {
+                    let reads = graph.op(op).operands().chain(graph.op(op).captures.iter().copied());
+                    pending.extend(reads.map(|v| substitutes.get(&v).copied().unwrap_or(v.into())));
                 }
             }
         }
@@ -443,6 +470,7 @@ impl<'g> Rewriter<'g> {
             let name = self.names.fresh(&hint);
             constants.push(self.graph.new_value(name, ty, Def::Initializer(Box::new(tensor))));
         }
+        let mut added = HashSet::new();
         let mut results: Vec<Vec<ValueId>> = Vec::with_capacity(patch.ops.len());
         for (new, types) in patch.ops.into_iter().zip(types) {
             let resolve = |operand: Operand| match operand {
@@ -464,10 +492,14 @@ impl<'g> Rewriter<'g> {
                 .map(|ty| self.graph.new_value(self.names.fresh(&hint), ty, Def::Dead))
                 .collect();
             let outputs_of_op = outputs.iter().copied().map(Some).collect();
-            self.graph.insert_op(Op { inputs, outputs: outputs_of_op, rank, ..new.op });
+            let id = self.graph.insert_op(Op { inputs, outputs: outputs_of_op, rank, ..new.op });
+            // Its bodies may read what stands further down than its operands.
+            self.graph.raise(id);
+            added.insert(id);
             results.push(outputs);
         }
         let mut doomed: Vec<OpId> = patch.erased;
+        let mut unread: Vec<ValueId> = patch.dropped;
         for (old, new) in patch.replacements {
             let fresh = !matches!(new, Operand::Value(_));
             let new = match new {
@@ -475,17 +507,17 @@ impl<'g> Rewriter<'g> {
                 Operand::New { op, slot } => results[op][slot],
                 Operand::Constant(c) => constants[c],
             };
-            self.replace(old, new, fresh);
+            self.replace(old, new, fresh, &added);
             doomed.extend(self.graph.producer(old));
-            self.bury_if_dead(old);
+            unread.push(old);
         }
-        for value in patch.dropped {
-            self.graph.bury(value);
-        }
+        // Not before all replacements are made: a later one may turn to what an earlier one left.
+        unread.into_iter().for_each(|value| self.bury_if_dead(value));
         self.sweep(doomed);
     }
 
-    fn replace(&mut self, old: ValueId, new: ValueId, fresh: bool) {
+    /// `added` are the patch's own operators: they read what they list.
+    fn replace(&mut self, old: ValueId, new: ValueId, fresh: bool, added: &HashSet<OpId>) {
         if old == new {
             return;
         }
@@ -497,14 +529,18 @@ impl<'g> Rewriter<'g> {
         } else if graph.value(new).ty.is_none() {
             graph.value_mut(new).ty = graph.value(old).ty.clone();
         }
-        for at in graph.uses(old).collect::<Vec<Use>>() {
+        for at in graph.uses(old).filter(|at| !added.contains(&at.op)).collect::<Vec<Use>>() {
             graph.redirect(old, new, at);
             graph.raise(at.op);
         }
         let by_op = matches!(graph.value(new).def, Def::Op { .. });
+        // An input keeps its name, and a captured value only repeats one of the enclosing graph.
+        let gives_name = !matches!(graph.value(old).def, Def::Input { .. } | Def::Captured { .. });
         if graph.is_output(old) {
             if by_op && !graph.is_output(new) {
-                self.swap_names(old, new);
+                if gives_name {
+                    self.swap_names(old, new);
+                }
                 self.graph.redirect_outputs(old, new);
             } else {
                 // An output keeps its name, and the replacement has one of its own that must stay.
@@ -514,10 +550,12 @@ impl<'g> Rewriter<'g> {
                 let rank = graph.producer(old).map(|op| graph.op(op).rank).unwrap_or(0);
                 let rank = graph.producer(new).map_or(rank, |op| rank.max(graph.op(op).rank));
                 graph.insert_op(Op { rank, ..Op::new("Identity", vec![Some(new)], vec![Some(copy)]) });
-                self.swap_names(old, copy);
+                if gives_name {
+                    self.swap_names(old, copy);
+                }
                 self.graph.redirect_outputs(old, copy);
             }
-        } else if fresh {
+        } else if fresh && gives_name && !graph.is_output(new) {
             // Keeping the name of what a reader knows makes reports and comparisons readable.
             self.swap_names(old, new);
         }
@@ -595,3 +633,6 @@ impl Graph {
             || self.ops().any(|op| self.op(op).bodies().any(|b| b.hides(name)))
     }
 }
+
+#[cfg(test)]
+mod tests;

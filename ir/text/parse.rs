@@ -175,9 +175,9 @@ impl<'t> Parser<'t> {
         self.expect('=')?;
         self.expect('>')?;
         self.expect('(')?;
+        let mut outputs = Vec::new();
         self.items(')', |p| {
-            let (id, _, _) = p.declaration()?;
-            p.scope()?.builder.output(id);
+            outputs.push(p.type_and_name()?);
             Ok(())
         })?;
         if self.eat('<') {
@@ -199,6 +199,11 @@ impl<'t> Parser<'t> {
                 p.scope()?.pending.push((id, at));
                 Ok(())
             })?;
+        }
+        // After the constants, so that these are numbered as they are listed.
+        for (ty, name, at) in outputs {
+            let id = self.declare(&name, ty.as_ref(), at)?;
+            self.scope()?.builder.output(id);
         }
         for (id, default, at) in inputs {
             let built = self.scope()?.builder.input(id, default);
@@ -224,23 +229,18 @@ impl<'t> Parser<'t> {
                 self.built(built, at)?;
             }
         }
-        if let Some(outer) = self.scopes.last_mut() {
-            let free: Vec<(ValueId, String)> =
-                scope.builder.undefined().map(|(id, name)| (id, name.to_string())).collect();
-            for (id, name) in free {
-                if scope.builder.graph().readers(id) == 0 {
-                    continue;
-                }
-                let source = outer.builder.value(&name);
-                outer
-                    .mentions
-                    .entry(source)
-                    .or_insert(scope.mentions.get(&id).copied().unwrap_or(scope.start));
-                let ty = scope.builder.type_of(id).or(outer.builder.type_of(source)).cloned();
-                if let Err(error) = scope.builder.captured(id, source, ty) {
-                    return Err(error_at(self.text, scope.start, error.to_string()));
-                }
-            }
+        let free: Vec<(ValueId, String)> = (scope.builder.undefined())
+            .filter(|(id, _)| scope.builder.graph().readers(*id) > 0)
+            .map(|(id, name)| (id, name.to_string()))
+            .collect();
+        for (id, name) in free {
+            let declared = |scope: &Scope| scope.builder.type_of(scope.builder.find(&name)?).cloned();
+            let ty = declared(&scope).or_else(|| self.scopes.iter().rev().find_map(declared));
+            let Some(outer) = self.scopes.last_mut() else { break };
+            let source = outer.builder.value(&name);
+            outer.mentions.entry(source).or_insert(scope.mentions.get(&id).copied().unwrap_or(scope.start));
+            let built = scope.builder.captured(id, source, ty);
+            self.built(built, scope.start)?;
         }
         let Scope { builder, start, mentions, .. } = scope;
         let by_name: HashMap<String, usize> =
@@ -254,24 +254,31 @@ impl<'t> Parser<'t> {
         })
     }
 
-    /// `type? name`, with the place of the name.
+    /// `type? name`, with the place of the name: mentions the value and declares its type.
     fn declaration(&mut self) -> Result<(ValueId, Option<Type>, usize)> {
+        let (ty, name, at) = self.type_and_name()?;
+        Ok((self.declare(&name, ty.as_ref(), at)?, ty, at))
+    }
+
+    fn type_and_name(&mut self) -> Result<(Option<Type>, String, usize)> {
         let ty = if begins_type(self.peek_word()) { Some(self.ty()?) } else { None };
         let at = self.here();
-        let name = self.name()?;
-        let id = self.mention(&name, at)?;
-        if let Some(ty) = &ty {
-            let builder = &mut self.scope()?.builder;
-            let merged = match builder.type_of(id) {
-                Some(before) => before.merge(ty).ok_or_else(|| format!("'{name}' is {before} and {ty}")),
-                None => Ok(ty.clone()),
-            };
-            match merged {
-                Ok(merged) => builder.set_type(id, Some(merged)),
-                Err(reason) => return self.fail_at(at, reason),
-            }
+        Ok((ty, self.name()?, at))
+    }
+
+    fn declare(&mut self, name: &str, ty: Option<&Type>, at: usize) -> Result<ValueId> {
+        let id = self.mention(name, at)?;
+        let Some(ty) = ty else { return Ok(id) };
+        let builder = &mut self.scope()?.builder;
+        let merged = match builder.type_of(id) {
+            Some(before) => before.merge(ty).ok_or_else(|| format!("'{name}' is {before} and {ty}")),
+            None => Ok(ty.clone()),
+        };
+        match merged {
+            Ok(merged) => builder.set_type(id, Some(merged)),
+            Err(reason) => return self.fail_at(at, reason),
         }
-        Ok((id, ty, at))
+        Ok(id)
     }
 
     fn operator(&mut self) -> Result<()> {

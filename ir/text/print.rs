@@ -112,7 +112,7 @@ impl<'g> Printer<'g> {
         let order = graph.order().unwrap_or_else(|_| graph.ops().collect());
         self.indent += 1;
         let mut operators = String::new();
-        for op in order {
+        for &op in &order {
             let op = graph.op(op);
             let _ = write!(operators, "{}{}", self.margin(), self.operator(op));
             if self.style == Style::Display {
@@ -122,7 +122,7 @@ impl<'g> Printer<'g> {
         }
         self.indent -= 1;
         let outputs: Vec<String> = graph.outputs().iter().map(|&v| self.typed(v)).collect();
-        let declarations = self.declarations(graph);
+        let declarations = self.declarations(graph, &order);
         self.scopes.pop();
 
         let mut out = format!(" {} => {}", self.list('(', &inputs, ')'), self.list('(', &outputs, ')'));
@@ -149,7 +149,7 @@ impl<'g> Printer<'g> {
         }
     }
 
-    fn declarations(&mut self, graph: &'g Graph) -> Vec<String> {
+    fn declarations(&mut self, graph: &'g Graph, order: &[OpId]) -> Vec<String> {
         let constants: Vec<ValueId> = (graph.values())
             .filter(|&v| matches!(graph.value(v).def, Def::Initializer(_) | Def::SparseInitializer(_)))
             .collect();
@@ -184,7 +184,7 @@ impl<'g> Printer<'g> {
         }
         let mut lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
         if matches!(self.style, Style::Exact | Style::Onnx) {
-            for op in graph.ops() {
+            for &op in order {
                 for value in graph.op(op).results() {
                     if graph.value(value).ty.is_some() && !graph.is_output(value) {
                         lines.push(self.typed(value));
@@ -349,7 +349,9 @@ impl<'g> Printer<'g> {
 
     fn typed(&mut self, value: ValueId) -> String {
         let name = self.name(value);
-        match &self.here().value(value).ty {
+        let (depth, source) = self.source(value);
+        let known = |graph: &'g Graph, id: ValueId| graph.value(id).ty.as_ref();
+        match known(self.scopes[depth].graph, source).or(known(self.here(), value)) {
             Some(ty) => format!("{} {name}", self.ty(ty)),
             None => name,
         }
@@ -359,29 +361,30 @@ impl<'g> Printer<'g> {
         value.map_or("\"\"".to_string(), |v| self.name(v))
     }
 
-    /// The name of a value of the innermost graph.
-    fn name(&mut self, value: ValueId) -> String {
-        self.name_at(self.scopes.len(), value)
+    /// Where a value of the innermost graph is defined: the enclosing graph knows best what a captured value is
+    /// called and what type it has.
+    fn source(&self, mut value: ValueId) -> (usize, ValueId) {
+        let mut depth = self.scopes.len().saturating_sub(1);
+        while depth > 0
+            && value.index() < self.scopes[depth].graph.value_bound()
+            && let Def::Captured { outer } = self.scopes[depth].graph.value(value).def
+        {
+            (depth, value) = (depth - 1, outer);
+        }
+        (depth, value)
     }
 
-    /// The name of a value of the graph at this depth, from 1.
-    fn name_at(&mut self, depth: usize, value: ValueId) -> String {
-        let Some(scope) = depth.checked_sub(1).and_then(|d| self.scopes.get_mut(d)) else {
-            return String::new();
-        };
+    /// The name of a value of the innermost graph.
+    fn name(&mut self, value: ValueId) -> String {
+        let (depth, value) = self.source(value);
+        let scope = &mut self.scopes[depth];
         let graph = scope.graph;
         if value.index() >= graph.value_bound() {
             return UNSAID.to_string();
         }
         let of = graph.value(value);
-        if let Def::Captured { outer } = of.def
-            && depth > 1
-        {
-            // The name in the enclosing graph counts; the body's own may be out of date.
-            return self.name_at(depth - 1, outer);
-        }
         let Some(canonical) = &mut self.canonical else { return id(&of.name) };
-        if depth == 1 && (graph.is_output(value) || matches!(of.def, Def::Input { .. })) {
+        if depth == 0 && (graph.is_output(value) || matches!(of.def, Def::Input { .. })) {
             return id(&of.name);
         }
         // These can be no value's own name: an identifier has no '%', and other names stand in quotes.
