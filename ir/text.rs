@@ -25,8 +25,9 @@
 //! that is not UTF-8; complex elements are pairs of numbers; domains, operator types, attribute names and names
 //! of bodies may be quoted. [`Style::Onnx`] writes numbers without these.
 //!
-//! **Not covered**: sparse tensors, attributes that only the importer understands, and what files say in
-//! documentation strings and metadata. Of these the first two are written as `...`, which does not read back.
+//! **Not covered**: sparse tensors, elements of 6-bit floats, attributes that only the importer understands (all
+//! written as `...`, which does not read back), what files say in documentation strings and metadata, and a body
+//! with a value of its own under the name of one that it captures.
 
 mod parse;
 mod print;
