@@ -352,7 +352,8 @@ impl<'g> Rewriter<'g> {
                 })
                 .collect();
             let mut op = new.op.clone();
-            op.inputs = vec![None; new.inputs.len()];
+            // Inference asks which operands are there; their ids do not matter to it.
+            op.inputs = new.inputs.iter().map(|i| i.map(|_| ValueId(0))).collect();
             op.outputs = vec![None; new.types.len()];
             let inferred = infer::infer(&op, graph.opset(&op.domain), &known);
             let merged = new.types.iter().enumerate().map(|(slot, declared)| {
