@@ -33,9 +33,10 @@ mod parse;
 mod print;
 mod scan;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::{Graph, Model, OpId, Opsets};
+use crate::{Graph, Model, OpId, Opsets, Storage, TensorType};
 
 /// Why a text is not a graph.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -84,6 +85,18 @@ pub fn parse_model(text: &str) -> Result<Model, TextError> {
     parse::Parser::new(text).model()
 }
 
+/// [`parse_model`], with the elements of each initializer that has none taken from `fill`, which is given its name
+/// and type.
+///
+/// # Errors
+/// As [`parse_graph`].
+pub fn parse_model_filled(
+    text: &str,
+    fill: &mut dyn FnMut(&str, &TensorType) -> Storage,
+) -> Result<Model, TextError> {
+    parse::Parser::new(text).filled(fill).model()
+}
+
 /// A graph as exact text.
 pub fn print_graph(graph: &Graph) -> String {
     print_graph_as(graph, Style::Exact)
@@ -92,6 +105,11 @@ pub fn print_graph(graph: &Graph) -> String {
 /// A graph as text.
 pub fn print_graph_as(graph: &Graph, style: Style) -> String {
     print::Printer::new(style).whole(graph)
+}
+
+/// A graph in [`Style::Example`], leaving out the data of the initializers of these names.
+pub fn print_example(graph: &Graph, without_data: HashSet<String>) -> String {
+    print::Printer::new(Style::Example).without(without_data).whole(graph)
 }
 
 /// A model as exact text.
@@ -121,7 +139,7 @@ pub fn canonical(graph: &Graph) -> String {
 pub fn canonical_like(graph: &Graph, expected: &Graph) -> String {
     let mut printer = print::Printer::canonical();
     printer.whole(expected);
-    print::Printer::canonical_without(printer.dataless()).whole(graph)
+    print::Printer::canonical().without(printer.dataless()).whole(graph)
 }
 
 /// Names of the attribute types that a reference can have, with the standard's numbers.
@@ -160,7 +178,7 @@ fn special_float(word: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AttributeValue, DType, Dim, Storage, Type, verify, verify_model};
+    use crate::{AttributeValue, DType, Dim, Type, verify, verify_model};
 
     fn graph(text: &str) -> Graph {
         parse_graph(text, default_opsets()).unwrap_or_else(|error| panic!("{text}\n{error}"))
@@ -468,6 +486,24 @@ Twice <by, plus = 1.0> (x) => (y)
         let other = graph("f (x) => (y) <float u = {4}, float v = {7}> { a = Mul(x, v) y = Mul(a, u) }");
         assert_eq!(canonical_like(&same, &expected), canonical(&expected));
         assert_ne!(canonical_like(&other, &expected), canonical(&expected));
+    }
+
+    #[test]
+    fn initializers_without_data_can_be_filled() {
+        let text = "f (x) => (y) { y = If(x)<then_branch = t () => (z) <int8[2] w, int8 v = {3}> { z = Foo(w, v) }> }";
+        let model = parse_model_filled(text, &mut |name, ty| {
+            assert_eq!((name, ty.to_string().as_str()), ("w", "int8[2]"));
+            Storage::Raw(vec![1, 2].into())
+        });
+        let text = print_model(&model.unwrap());
+        assert!(text.contains("<int8[2] w = {1, 2}, int8 v = {3}>"), "{text}");
+    }
+
+    #[test]
+    fn an_example_may_leave_out_data() {
+        let g = graph("f (x) => (y) <int8 w = {1}, int8 v = {3}> { y = Foo(w, v) }");
+        let text = print_example(&g, HashSet::from(["w".to_string()]));
+        assert!(text.contains("<int8 w, int8 v = {3}>"), "{text}");
     }
 
     #[test]

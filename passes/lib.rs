@@ -11,6 +11,7 @@ use dmopt_ir::{Evaluator, Graph, Model, Names, OpId, Patch, Refusal, Rewriter, S
 
 mod drop_dead;
 mod fuse_scaled_sum;
+pub mod header;
 mod linear;
 
 pub use fuse_scaled_sum::mixing_sites;

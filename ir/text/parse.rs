@@ -17,12 +17,16 @@ pub(super) type Result<T> = std::result::Result<T, TextError>;
 /// How deep graphs and types may be nested: beyond what models use, within what the stack holds.
 const DEEPEST: usize = 64;
 
-pub(super) struct Parser<'t> {
+pub(super) struct Parser<'t, 'f> {
     pub(super) text: &'t str,
     pub(super) at: usize,
     depth: usize,
     scopes: Vec<Scope>,
+    fill: Option<Fill<'f>>,
 }
+
+/// Elements for an initializer without data, by its name and type.
+type Fill<'f> = &'f mut dyn FnMut(&str, &TensorType) -> Storage;
 
 /// A graph under construction.
 struct Scope {
@@ -55,9 +59,13 @@ impl LoadExternal for NoFolder {
     }
 }
 
-impl<'t> Parser<'t> {
-    pub(super) fn new(text: &'t str) -> Parser<'t> {
-        Parser { text, at: 0, depth: 0, scopes: Vec::new() }
+impl<'t, 'f> Parser<'t, 'f> {
+    pub(super) fn new(text: &'t str) -> Parser<'t, 'f> {
+        Parser { text, at: 0, depth: 0, scopes: Vec::new(), fill: None }
+    }
+
+    pub(super) fn filled(self, fill: Fill<'f>) -> Parser<'t, 'f> {
+        Parser { fill: Some(fill), ..self }
     }
 
     pub(super) fn only_graph(mut self, opsets: Arc<Opsets>) -> Result<Graph> {
@@ -224,7 +232,10 @@ impl<'t> Parser<'t> {
             let undefined = matches!(value.def, crate::Def::Dead);
             let around = self.scopes.iter().any(|s| s.builder.find(&value.name).is_some());
             if undefined && !around {
-                let tensor = self.tensor(value.ty.as_ref(), at, |_, _, _| Ok(Storage::Absent))?;
+                let tensor = self.tensor(value.ty.as_ref(), at, |parser, ty, _| {
+                    let filled = parser.fill.as_mut().map(|fill| fill(&value.name, ty));
+                    Ok(filled.unwrap_or(Storage::Absent))
+                })?;
                 let built = scope.builder.initializer(id, tensor);
                 self.built(built, at)?;
             }
@@ -506,8 +517,8 @@ impl<'t> Parser<'t> {
 
     /// A tensor of this declared type, its elements being next.
     fn data_of(&mut self, ty: Option<&Type>, at: usize) -> Result<Tensor> {
-        self.tensor(ty, at, |parser, dtype, elements| match parser.peek() {
-            Some('{') => parser.elements(dtype, elements),
+        self.tensor(ty, at, |parser, ty, elements| match parser.peek() {
+            Some('{') => parser.elements(ty.dtype, elements),
             Some('[') => parser.external(),
             _ => parser.fail("expected '{' and elements"),
         })
@@ -517,7 +528,7 @@ impl<'t> Parser<'t> {
         &mut self,
         ty: Option<&Type>,
         at: usize,
-        storage: impl FnOnce(&mut Self, DType, u64) -> Result<Storage>,
+        storage: impl FnOnce(&mut Self, &TensorType, u64) -> Result<Storage>,
     ) -> Result<Tensor> {
         let Some(ty) = ty.and_then(Type::tensor) else {
             return self.fail_at(at, "only a dense tensor type can have data here");
@@ -528,7 +539,7 @@ impl<'t> Parser<'t> {
         let Some(elements) = ty.elements() else {
             return self.fail_at(at, format!("{ty} has too many elements"));
         };
-        let storage = storage(self, ty.dtype, elements)?;
+        let storage = storage(self, ty, elements)?;
         Ok(Tensor { dtype: ty.dtype, dims, storage, extra: Bytes::new() })
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Printer<'g> {
     indent: usize,
     scopes: Vec<Scope<'g>>,
     canonical: Option<Canonical>,
+    /// Names, as they are written, of initializers whose data are left out.
+    omit: HashSet<String>,
 }
 
 /// A graph that is being written, with the numbers given to its values.
@@ -38,22 +40,20 @@ struct Canonical {
     constants: usize,
     /// Names of initializers that were written without data.
     dataless: HashSet<String>,
-    /// Names of initializers whose data are to be left out.
-    omit: HashSet<String>,
 }
 
 impl<'g> Printer<'g> {
     pub(super) fn new(style: Style) -> Printer<'g> {
-        Printer { style, indent: 0, scopes: Vec::new(), canonical: None }
+        Printer { style, indent: 0, scopes: Vec::new(), canonical: None, omit: HashSet::new() }
     }
 
     pub(super) fn canonical() -> Printer<'g> {
         Printer { canonical: Some(Canonical::default()), ..Printer::new(Style::Example) }
     }
 
-    pub(super) fn canonical_without(omit: HashSet<String>) -> Printer<'g> {
-        let canonical = Canonical { omit, ..Canonical::default() };
-        Printer { canonical: Some(canonical), ..Printer::new(Style::Example) }
+    /// Leaves out the data of initializers that are written under these names.
+    pub(super) fn without(self, omit: HashSet<String>) -> Printer<'g> {
+        Printer { omit, ..self }
     }
 
     /// The initializers without data in what was written.
@@ -163,7 +163,7 @@ impl<'g> Printer<'g> {
                     if absent && let Some(canonical) = &mut self.canonical {
                         canonical.dataless.insert(name.clone());
                     }
-                    let omitted = self.canonical.as_ref().is_some_and(|c| c.omit.contains(&name));
+                    let omitted = self.omit.contains(&name);
                     (if absent || omitted { None } else { Some(self.data(tensor)) }, ty)
                 }
                 Def::SparseInitializer(sparse) => {

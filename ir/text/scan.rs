@@ -16,7 +16,7 @@ pub(super) enum Literal<'t> {
     String(Vec<u8>),
 }
 
-impl<'t> Parser<'t> {
+impl<'t> Parser<'t, '_> {
     /// Items separated by commas, up to and with `close`.
     pub(super) fn items(&mut self, close: char, mut item: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         while !self.eat(close) {
