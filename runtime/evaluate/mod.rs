@@ -3,7 +3,7 @@
 //! Written here instead of asked from a runtime: the shape arithmetic that exporters leave behind needs no runtime
 //! at all, and a folded value has to be the one that every runtime computes, not the one that some kernel does.
 //! Two sets of operators are told apart:
-//! - **exact**: data movement ([`layout`]), comparisons, integer arithmetic, and the floating-point operations whose
+//! - **exact**: data movement (`layout.rs`), comparisons, integer arithmetic, and the floating-point operations whose
 //!   result IEEE 754 determines (each is one correctly rounded operation). Folding them is bit-identical.
 //! - **rounding** ([`Safety::Reassociates`]): reductions, matrix products and elementary functions, computed in f64
 //!   and rounded once. Any runtime's own result differs by its roundings alone.
