@@ -372,3 +372,187 @@ impl Verifier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{default_opsets, parse_graph};
+
+    const TEXT: &str = "f (bool c, float[2] x) => (y) <float[2] w> {
+        a = Neg(x)
+        b = Add(a, w)
+        d = If(c)<then_branch = t () => (p) { p = Exp(a) }, else_branch = e () => (q) { q = Exp(x) }>
+        y = Sum(a, b, d)
+    }";
+
+    fn graph() -> Graph {
+        let graph = parse_graph(TEXT, default_opsets()).unwrap();
+        assert_eq!(verify(&graph), []);
+        graph
+    }
+
+    fn value(graph: &Graph, name: &str) -> ValueId {
+        graph.values().find(|&v| graph.value(v).name == name).unwrap()
+    }
+
+    fn op(graph: &Graph, result: &str) -> OpId {
+        graph.producer(value(graph, result)).unwrap()
+    }
+
+    /// What verification says once `damage` was done.
+    fn after(damage: impl FnOnce(&mut Graph)) -> Vec<String> {
+        let mut graph = graph();
+        damage(&mut graph);
+        let mut found: Vec<String> =
+            verify(&graph).iter().map(|v| format!("{:?}: {v}", v.invariant)).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn an_operand_that_nothing_defines_is_reported() {
+        let found = after(|g| {
+            let w = value(g, "w");
+            g.value_mut(w).def = Def::Dead;
+        });
+        assert_eq!(found, ["Defined: operand 1 'w' is not defined\n    b = Add(a, w)"]);
+    }
+
+    #[test]
+    fn an_operand_of_another_graph_is_reported() {
+        let found = after(|g| {
+            let b = op(g, "b");
+            g.op_mut(b).inputs[0] = Some(ValueId(999));
+        });
+        assert_eq!(found, ["Defined: operand 0 is no value of this graph\n    b = Add(..., w)"]);
+    }
+
+    #[test]
+    fn a_result_that_belongs_to_another_operator_is_reported() {
+        let found = after(|g| {
+            let (a, b) = (op(g, "a"), value(g, "b"));
+            g.value_mut(b).def = Def::Op { op: a, slot: 0 };
+        });
+        let defined: Vec<&String> = found.iter().filter(|v| v.starts_with("Defined")).collect();
+        let expected = [
+            "Defined: 'b' does not say that it is result 0\n    b = Add(a, w)",
+            "Defined: what defines 'b' does not list it",
+        ];
+        assert_eq!(defined, expected);
+    }
+
+    #[test]
+    fn an_operand_changed_behind_the_index_is_reported() {
+        let found = after(|g| {
+            let (b, x) = (op(g, "b"), value(g, "x"));
+            g.op_mut(b).inputs[0] = Some(x);
+        });
+        let expected = [
+            "Indexed: 'a' claims to be read here\n    b = Add(x, w)",
+            "Indexed: 'x' does not know that it is read here\n    b = Add(x, w)",
+            "Indexed: an edge too many for 'a' from Neg of 'a'\n    b = Add(x, w)",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_cycle_is_reported() {
+        let found = after(|g| {
+            let (a, x, y, at) = (op(g, "a"), value(g, "x"), value(g, "y"), Slot::Operand(0));
+            g.redirect(x, y, Use { op: a, slot: at });
+        });
+        let of = |kind: &str| found.iter().filter(|v| v.starts_with(kind)).count();
+        assert_eq!((of("Acyclic"), of("Ranked"), found.len()), (1, 1, 2), "{found:?}");
+    }
+
+    #[test]
+    fn a_rank_that_falls_is_reported() {
+        let found = after(|g| {
+            let a = op(g, "a");
+            g.op_mut(a).rank = 2;
+        });
+        assert_eq!(found, ["Ranked: stands before the operator that computes 'a'\n    b = Add(a, w)"]);
+    }
+
+    #[test]
+    fn names_that_are_taken_or_missing_are_reported() {
+        let found = after(|g| {
+            let (a, w) = (value(g, "a"), value(g, "w"));
+            g.value_mut(a).name = "x".to_string();
+            g.value_mut(w).name.clear();
+        });
+        assert_eq!(found, ["Named: a value has no name", "Named: two values are named 'x'\n    x = Neg(x)"]);
+    }
+
+    #[test]
+    fn a_list_of_captures_that_is_not_what_bodies_read_is_reported() {
+        let found = after(|g| {
+            let d = op(g, "d");
+            let dropped = g.op_mut(d).captures.pop();
+            assert!(dropped.is_some());
+        });
+        assert!(found[0].starts_with("Captured: the list of captured values is not what the bodies read"));
+    }
+
+    #[test]
+    fn a_capture_of_nothing_is_reported() {
+        let found = after(|g| {
+            let d = op(g, "d");
+            for body in g.op_mut(d).bodies_mut() {
+                let captured =
+                    body.values().find(|&v| matches!(body.value(v).def, Def::Captured { .. })).unwrap();
+                body.value_mut(captured).def = Def::Captured { outer: ValueId(999) };
+            }
+        });
+        let of = |text: &str| found.iter().filter(|v| v.contains(text)).count();
+        assert_eq!(of("refers to no value of the enclosing graph"), 2, "{found:?}");
+        let body = graph();
+        let body = body.op(op(&body, "d")).bodies().next().unwrap();
+        assert_eq!(verify(body)[0].reason, "'a' is captured, but no graph is around this one");
+    }
+
+    #[test]
+    fn a_constant_of_another_type_is_reported() {
+        let found = after(|g| {
+            let w = value(g, "w");
+            g.value_mut(w).ty = None;
+        });
+        assert_eq!(found, ["Typed: the data of 'w' are float[2], its type is another"]);
+    }
+
+    #[test]
+    fn a_type_that_contradicts_inference_is_reported() {
+        let found = after(|g| {
+            let a = value(g, "a");
+            g.value_mut(a).ty = Some(Type::Tensor(crate::TensorType::known(crate::DType::I64, &[2])));
+        });
+        let expected = "Typed: 'a' has type int64[2], and is computed as float[2]\n    a = Neg(x)";
+        assert!(found.contains(&expected.to_string()), "{found:?}");
+    }
+
+    #[test]
+    fn an_operator_set_that_is_not_imported_is_reported() {
+        let graph = parse_graph("f (x) => (y) { y = my.domain.Foo(x) }", default_opsets()).unwrap();
+        let found: Vec<String> = verify(&graph).iter().map(Violation::to_string).collect();
+        assert_eq!(
+            found,
+            ["no version of the operator set 'my.domain' is imported\n    y = my.domain.Foo(x)"]
+        );
+    }
+
+    #[test]
+    fn a_changed_boundary_is_reported() {
+        let before = Boundary::of(&graph());
+        assert_eq!(before.check(&graph()), []);
+        let mut other = graph();
+        let (x, y) = (value(&other, "x"), value(&other, "y"));
+        other.value_mut(x).ty = Some(Type::Tensor(crate::TensorType::known(crate::DType::F32, &[3])));
+        other.value_mut(y).name = "z".to_string();
+        let found: Vec<String> = before.check(&other).iter().map(Violation::to_string).collect();
+        let expected = [
+            "input 'x' of the graph was float[2], now float[3]",
+            "the outputs of the graph were 'y', now 'z'",
+        ];
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,3 @@
+//! Tests of the whole tool, in one binary.
+
+mod examples;
