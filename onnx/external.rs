@@ -137,7 +137,8 @@ impl Folder {
 
     /// Makes the file at `location` reachable from the folder `other` under the same location: a hard link where
     /// the file system allows it, else a copy. A hard link is the same file: changing it in place (which nothing
-    /// here does) would change both. A file with the same content that is there already is left alone.
+    /// here does) would change both. A file with the same content that is there already is left alone, and nothing is
+    /// looked at when `other` is this folder.
     ///
     /// # Errors
     /// The location is refused, the file is missing, a different one is in the way, or it cannot be written.

@@ -138,9 +138,7 @@ impl Importer {
             let id = mention(info, &mut builder).ok_or(Fault::NoName("an output"))?;
             builder.output(id);
         }
-        for info in &value_info {
-            mention(info, &mut builder);
-        }
+        let valued: Vec<_> = value_info.iter().map(|info| mention(info, &mut builder)).collect();
         for (position, node) in nodes.into_iter().enumerate() {
             self.node(node, position, &mut builder)?;
         }
@@ -151,7 +149,7 @@ impl Importer {
         let mut extra = GraphExtra { rest: some(proto), ..Default::default() };
         extra.inputs = declarations(inputs, &builder);
         extra.outputs = declarations(outputs, &builder);
-        extra.strays = keep_value_info(value_info, &mut builder);
+        extra.strays = keep_value_info(value_info, valued, &mut builder);
         builder.set_extra(pack(&extra));
         Ok(builder.finish()?)
     }
@@ -203,11 +201,11 @@ impl Importer {
         op.domain = filled(&mut proto.domain);
         op.overload = filled(&mut proto.overload);
 
-        let place = match op.name.as_str() {
-            "" => format!("node {position} ({op_type})"),
-            name => format!("{op_type} '{name}'"),
+        let name = op.name.clone();
+        let within = |error: ImportError| match name.as_str() {
+            "" => error.within(format!("node {position} ({op_type})")),
+            name => error.within(format!("{op_type} '{name}'")),
         };
-        let within = |error: ImportError| error.within(&place);
         if !self.opsets.contains_key(standard(&op.domain)) {
             let domain = if op.is_standard() { "ai.onnx" } else { &op.domain }.to_string();
             return Err(within(Fault::NoOpset(domain).into()));
@@ -409,15 +407,16 @@ fn declarations(infos: Vec<ValueInfoProto>, builder: &Builder) -> Vec<Declaratio
 }
 
 /// Keeps entries of value_info with their values; returns those that have none, or repeat one.
-fn keep_value_info(infos: Vec<ValueInfoProto>, builder: &mut Builder) -> Vec<Declaration> {
-    let defined = |id: ValueId| !matches!(builder.graph().value(id).def, Def::Dead);
-    let mut seen = HashSet::new();
-    let ids: Vec<Option<ValueId>> = infos
-        .iter()
-        .map(|info| builder.find(info.name.as_deref()?).filter(|&id| defined(id) && seen.insert(id)))
-        .collect();
+fn keep_value_info(
+    infos: Vec<ValueInfoProto>,
+    ids: Vec<Option<ValueId>>,
+    builder: &mut Builder,
+) -> Vec<Declaration> {
     let mut strays = Vec::new();
     for (position, (info, id)) in infos.into_iter().zip(ids).enumerate() {
+        // Only here do values get an extra: one that has it was declared before.
+        let fresh = |value: &dmopt_ir::Value| !matches!(value.def, Def::Dead) && value.extra.is_empty();
+        let id = id.filter(|&id| fresh(builder.graph().value(id)));
         let ty = id.and_then(|id| builder.type_of(id));
         let declaration = Declaration { position: Some(position as u64), ..types::declaration(info, ty) };
         let Some(id) = id else {

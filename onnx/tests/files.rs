@@ -335,6 +335,20 @@ fn external_files_come_along_to_another_folder() {
 }
 
 #[test]
+fn external_files_need_not_be_there_to_write_next_to_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Folder::new(folder.path());
+    let options = WriteOptions { source: Some(&source), ..Default::default() };
+    let written = write(model_beside("absent", 0, 4), &folder.path().join("m.onnx"), &options).unwrap();
+    assert!(matches!(written.brought[..], [(_, Brought::Present)]));
+    let elsewhere = folder.path().join("sub");
+    fs::create_dir(&elsewhere).unwrap();
+    let error = write(model_beside("absent", 0, 4), &elsewhere.join("m.onnx"), &options).unwrap_err();
+    assert!(error.to_string().contains("absent"), "{error}");
+    assert_eq!(names_in(&elsewhere), [""; 0]);
+}
+
+#[test]
 fn what_is_no_model_is_named_for_what_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &[u8]| {

@@ -556,17 +556,26 @@ fn fault(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks every model below a folder.
+fn assert_all_come_back(folder: &Path) {
+    let mut models = Vec::new();
+    models_below(folder, &mut models);
+    println!("{} models", models.len());
+    assert!(!models.is_empty(), "no models in {}", folder.display());
+    let faults: Vec<String> = models.iter().filter_map(|path| fault(path).err()).collect();
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn real_exports_come_back_byte_for_byte() {
+    assert_all_come_back(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures"));
+}
+
 /// The models of ONNX's own backend tests, as `scripts/backend_models.py` writes them.
 #[test]
 fn backend_models_come_back_byte_for_byte() {
-    let Ok(folder) = std::env::var("DMOPT_BACKEND_MODELS") else {
-        println!("skipped: DMOPT_BACKEND_MODELS does not name a folder of models");
-        return;
-    };
-    let mut models = Vec::new();
-    models_below(Path::new(&folder), &mut models);
-    println!("{} models", models.len());
-    assert!(!models.is_empty(), "no models in {folder}");
-    let faults: Vec<String> = models.iter().filter_map(|path| fault(path).err()).collect();
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    match std::env::var_os("DMOPT_BACKEND_MODELS") {
+        Some(folder) => assert_all_come_back(Path::new(&folder)),
+        None => println!("skipped: DMOPT_BACKEND_MODELS does not name a folder of models"),
+    }
 }
