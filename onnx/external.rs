@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::error::ExternalError;
-use crate::read;
 use crate::schema::{DataLocation, StringStringEntryProto, TensorProto};
+use crate::{read, write};
 
 /// A range of an external file, as a tensor refers to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,13 +143,15 @@ impl Folder {
     /// # Errors
     /// The location is refused, the file is missing, a different one is in the way, or it cannot be written.
     pub fn bring(&self, location: &str, other: &Path) -> Result<Brought, ExternalError> {
+        if let (Ok(here), Ok(there)) = (self.root.canonicalize(), other.canonicalize())
+            && here == there
+        {
+            return Ok(Brought::Present);
+        }
         let source = self.resolve(location)?;
         let target = other.join(plain(location)?);
         let failed =
             |cause: io::Error| ExternalError::File { path: target.clone(), reason: cause.to_string() };
-        if target.canonicalize().is_ok_and(|found| found == source) {
-            return Ok(Brought::Present);
-        }
         if fs::symlink_metadata(&target).is_ok() {
             return if same_content(&source, &target).map_err(failed)? {
                 Ok(Brought::Present)
@@ -165,7 +167,7 @@ impl Folder {
         if fs::hard_link(&source, &target).is_ok() {
             return Ok(Brought::Linked);
         }
-        let mut copy = tempfile::Builder::new().prefix(".dmopt-").tempfile_in(&folder).map_err(failed)?;
+        let mut copy = write::unnamed(&folder).map_err(failed)?;
         io::copy(&mut File::open(&source).map_err(failed)?, &mut copy).map_err(failed)?;
         copy.as_file().sync_all().map_err(failed)?;
         copy.persist_noclobber(&target).map_err(|error| failed(error.error))?;

@@ -54,19 +54,22 @@ pub struct Written {
 pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
     let mut written = Written::default();
     let locations = spill::locations(&model)?;
+    let mut weights = Vec::new();
+    let name = free_name(path, &locations);
+    if model.encoded_len() as u64 > options.limit {
+        weights = spill::spill(&mut model, &name);
+        fits(&model, path, options.limit, "")?;
+    }
     if let Some(source) = options.source {
-        for location in &locations {
-            let how = source.bring(location, &parent(path))?;
-            written.brought.push((location.clone(), how));
+        for location in locations {
+            let how = source.bring(&location, &parent(path))?;
+            written.brought.push((location, how));
         }
     }
-    if model.encoded_len() as u64 > options.limit {
-        let name = free_name(path, &locations);
-        let weights = spill::spill(&mut model, &name);
-        fits(&model, path, options.limit, "")?;
-        let target = parent(path).join(&name);
-        replace(&target, |file| weights.iter().try_for_each(|piece| write_at(file, piece)))?;
-        written.weights = Some(target);
+    if !weights.is_empty() {
+        let beside = parent(path).join(name);
+        replace(&beside, |file| weights.iter().try_for_each(|piece| write_at(file, piece)))?;
+        written.weights = Some(beside);
     }
     let pieces = encode(&model);
     written.bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
@@ -133,13 +136,7 @@ fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> R
     let target = target.map_err(Error::io(path, "resolve"))?;
     let folder = parent(&target);
 
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".dmopt-");
-    #[cfg(unix)]
-    let new_file = std::os::unix::fs::PermissionsExt::from_mode(0o666); // The process's mask applies.
-    #[cfg(unix)]
-    builder.permissions(new_file);
-    let mut file = builder.tempfile_in(&folder).map_err(Error::io(path, "write beside"))?;
+    let mut file = unnamed(&folder).map_err(Error::io(path, "write beside"))?;
     fill(file.as_file_mut()).map_err(Error::io(path, "write"))?;
     if let Some(kind) = existing {
         file.as_file().set_permissions(kind.permissions()).map_err(Error::io(path, "set permissions of"))?;
@@ -149,6 +146,17 @@ fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> R
     // The rename itself reaches the disk with the folder; where folders cannot be flushed, it does so later.
     let _ = fs::File::open(&folder).and_then(|folder| folder.sync_all());
     Ok(())
+}
+
+/// A temporary file in a folder, with the permissions that the process gives to new files.
+pub(crate) fn unnamed(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".dmopt-");
+    #[cfg(unix)]
+    let new_file = std::os::unix::fs::PermissionsExt::from_mode(0o666); // The process's mask applies.
+    #[cfg(unix)]
+    builder.permissions(new_file);
+    builder.tempfile_in(folder)
 }
 
 /// The encoded model as pieces to be written one after the other. Raw bytes from [`SPLICE`] on are pieces of their
