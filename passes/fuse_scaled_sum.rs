@@ -521,3 +521,143 @@ fn into_conv(graph: &Graph, term: &Term, bias: Option<&Array>) -> Option<Expr> {
 
 /// Kernels larger than this are not rewritten.
 const MAX_KERNEL: u64 = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use dmopt_ir::text::{canonical_like, parse_model, print_graph};
+    use dmopt_ir::{Model, Safety};
+
+    use crate::{Options, Outcome, run};
+
+    fn model(text: &str) -> Model {
+        parse_model(&format!("<ir_version: 10, opset_import: [\"\": 21]> {text}")).expect("text of the test")
+    }
+
+    fn fuse(model: &mut Model, allow: Safety) -> Outcome {
+        let only = vec!["fuse-scaled-sum".to_string()];
+        run(model, &Options { only, allow: Some(allow), ..Options::default() })
+            .expect("the pass keeps the graph whole")
+    }
+
+    /// Rewrites `before` and expects `after`, up to names; a second run must change nothing.
+    fn check(before: &str, after: &str) -> Outcome {
+        let (mut model, expected) = (self::model(before), self::model(after));
+        let outcome = fuse(&mut model, Safety::Approximates);
+        let got = canonical_like(&model.graph, &expected.graph);
+        let want = canonical_like(&expected.graph, &expected.graph);
+        assert_eq!(got, want, "\ngot:\n{}", print_graph(&model.graph));
+        let again = fuse(&mut model, Safety::Approximates);
+        assert_eq!(again.passes[0].rewrites, 0, "a second run changed\n{}", print_graph(&model.graph));
+        outcome
+    }
+
+    /// Rewrites nothing in `text`.
+    fn check_left(text: &str) -> Outcome {
+        let mut model = self::model(text);
+        let before = canonical_like(&model.graph, &model.graph);
+        let outcome = fuse(&mut model, Safety::Approximates);
+        assert_eq!(canonical_like(&model.graph, &model.graph), before);
+        outcome
+    }
+
+    #[test]
+    fn products_move_next_to_what_they_scale() {
+        let outcome = check(
+            "f (float[1,2,4,4] x) => (float[1,2,4,4] z, float[1,2,4,4] u, float[1,2,4,4] v)
+             <float[1] a = {2.0}, float[1] b = {3.0}> {
+                u = Relu(x)
+                v = Tanh(x)
+                p = Mul(a, u)
+                q = Mul(b, v)
+                z = Add(p, q)
+             }",
+            "f (float[1,2,4,4] x) => (float[1,2,4,4] z, float[1,2,4,4] u, float[1,2,4,4] v)
+             <float a = {2.0}, float b = {3.0}> {
+                u = Relu(x)
+                p = Mul(u, a)
+                v = Tanh(x)
+                q = Mul(v, b)
+                z = Add(p, q)
+             }",
+        );
+        assert_eq!((outcome.sites.len(), outcome.sites[0].terms, outcome.sites[0].form), (1, 2, "chain"));
+    }
+
+    #[test]
+    fn repeated_terms_merge_and_zero_disappears() {
+        check(
+            "f (float[2,4] x, float[2,4] y, float[2,4] w) => (float[2,4] z)
+             <float a = {2.0}, float b = {0.5}, float zero = {0.0}> {
+                p = Mul(x, a)
+                q = Mul(y, b)
+                r = Mul(x, b)
+                s = Mul(w, zero)
+                z = Sum(p, q, r, s)
+             }",
+            "f (float[2,4] x, float[2,4] y, float[2,4] w) => (float[2,4] z) <float a = {2.5}, float b = {0.5}> {
+                p = Mul(x, a)
+                q = Mul(y, b)
+                z = Add(p, q)
+             }",
+        );
+    }
+
+    #[test]
+    fn a_scale_and_a_bias_go_into_a_convolution_that_nothing_else_reads() {
+        check(
+            "f (float[1,2,4,4] x, float[1,2,4,4] y, float[1,2,4,4] p) => (float[1,2,4,4] z)
+             <float[1] a = {2.0}, float g = {0.5}, float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}, float[1,2,1,1] b = {7.0, 8.0}> {
+                m = Mul(a, x)
+                n = Mul(a, y)
+                t = Add(m, n)
+                c = Conv(p, w)
+                q = Mul(g, c)
+                u = Add(t, q)
+                z = Add(u, b)
+             }",
+            "f (float[1,2,4,4] x, float[1,2,4,4] y, float[1,2,4,4] p) => (float[1,2,4,4] z)
+             <float a = {2.0}, float a2 = {2.0}, float[2,2,1,1] w = {0.5, 1.0, 1.5, 2.0}, float[2] b = {7.0, 8.0}> {
+                m = Mul(x, a)
+                n = Mul(y, a2)
+                t = Add(m, n)
+                c = Conv(p, w, b)
+                z = Add(t, c)
+             }",
+        );
+    }
+
+    #[test]
+    fn a_residual_connection_is_not_a_mixing_site() {
+        let outcome =
+            check_left("f (float[2,4] x) => (float[2,4] z) { a = Relu(x)  b = Tanh(x)  z = Add(a, b) }");
+        assert!(outcome.sites.is_empty());
+    }
+
+    #[test]
+    fn a_partial_sum_that_something_else_reads_stays() {
+        check(
+            "f (float[2,4] x, float[2,4] y, float[2,4] w) => (float[2,4] z, float[2,4] t)
+             <float[1] a = {2.0}, float[1] b = {3.0}> {
+                p = Mul(x, a)  q = Mul(y, b)  t = Add(p, q)  r = Mul(w, b)  z = Add(t, r)
+             }",
+            "f (float[2,4] x, float[2,4] y, float[2,4] w) => (float[2,4] z, float[2,4] t)
+             <float a = {2.0}, float b = {3.0}, float b2 = {3.0}> {
+                p = Mul(x, a)  q = Mul(y, b)  t = Add(p, q)  r = Mul(w, b2)  z = Add(r, t)
+             }",
+        );
+    }
+
+    #[test]
+    fn exact_moves_operators_and_changes_none() {
+        let mut model = self::model(
+            "f (float[2,4] x) => (float[2,4] z, float[2,4] u, float[2,4] v) <float[1] a = {2.0}, float[1] b = {0.0}> {
+                u = Relu(x)  v = Tanh(x)  p = Mul(a, u)  q = Mul(b, v)  z = Add(p, q)
+             }",
+        );
+        let outcome = fuse(&mut model, Safety::Exact);
+        assert_eq!(outcome.safety, Some(Safety::Exact));
+        let text = print_graph(&model.graph);
+        assert!(text.find("p = Mul").unwrap() < text.find("v = Tanh").unwrap(), "{text}");
+        assert!(text.contains("q = Mul(b, v)"), "{text}");
+    }
+}

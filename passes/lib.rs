@@ -232,7 +232,11 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
             })?;
             log.rewrites += applied;
             outcome.safety = outcome.safety.max(worst);
-            changed |= applied > 0;
+            if applied > 0 {
+                // What was folded or dropped may tell a shape that was not known before.
+                infer::infer_graph(&mut model.graph);
+                changed = true;
+            }
             if options.verify || cfg!(debug_assertions) {
                 verify(model, pass.name())?;
             }

@@ -209,7 +209,19 @@ impl<'g> Finder<'g> {
         let inner = (self.graph.readers(value) == 1 && depth < MAX_DEPTH)
             .then(|| self.linear(value, depth + 1))
             .flatten();
-        Some(inner.unwrap_or_else(|| Combination::leaf(value, ty.clone())))
+        Some(inner.unwrap_or_else(|| {
+            let mut leaf = Combination::leaf(value, ty.clone());
+            leaf.terms[0].scaled = self.is_cast_of_scaled(value);
+            leaf
+        }))
+    }
+
+    /// True for `Cast(a * s)` that serves this reader alone: a scaled term, though rounded on the way.
+    fn is_cast_of_scaled(&self, value: ValueId) -> bool {
+        let cast = self.graph.producer(value).map(|op| self.graph.op(op)).filter(|op| op.is("Cast"));
+        let scaled = cast.and_then(|op| op.input(0)).filter(|&v| self.graph.readers(v) == 1);
+        self.graph.readers(value) == 1
+            && scaled.and_then(|v| self.linear(v, MAX_DEPTH)).is_some_and(|c| c.width() == 1)
     }
 
     /// As [`term`](Finder::term), with every `x` of the value's own shape.
