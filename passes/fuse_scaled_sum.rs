@@ -347,7 +347,7 @@ fn merge(all: Vec<Term>) -> (Vec<Term>, Vec<Factor>) {
             (None, None) => addends.iter_mut().find(|f| f.parts == term.factor.parts),
             (None, Some(_)) => None,
         };
-        match known.and_then(|f| f.constant.zip(&term.factor.constant, |a, b| a + b).map(|sum| (f, sum))) {
+        match known.and_then(|f| f.constant.plus(&term.factor.constant).map(|sum| (f, sum))) {
             Some((factor, sum)) => factor.constant = sum,
             None if term.x.is_some() => terms.push(term),
             None => addends.push(term.factor),

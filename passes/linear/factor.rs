@@ -75,6 +75,12 @@ impl Array {
         Some(Array { dims, data })
     }
 
+    /// The sum, where it is no larger than the larger of the two.
+    pub fn plus(&self, other: &Array) -> Option<Array> {
+        let sum = self.zip(other, |a, b| a + b)?;
+        (sum.data.len() <= self.data.len().max(other.data.len())).then_some(sum)
+    }
+
     /// The constant as a tensor of this type; `None` when a finite element does not fit the type.
     pub fn tensor(&self, dtype: DType) -> Option<Tensor> {
         let tensor = Tensor::from_f64(dtype, self.dims.clone(), &self.data).ok()?;
@@ -185,4 +191,40 @@ fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
 pub fn broadcasts_into(small: &[Dim], large: &[Dim]) -> bool {
     small.len() <= large.len()
         && small.iter().rev().zip(large.iter().rev()).all(|(s, l)| *s == Dim::Known(1) || s.same(l))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(dims: &[u64]) -> Array {
+        let count = dims.iter().product::<u64>();
+        Array::new(dims, (0..count).map(|v| v as f64).collect())
+    }
+
+    #[test]
+    fn arrays_broadcast_as_tensors_do() {
+        let sum = array(&[3, 1]).zip(&array(&[1, 2]), |a, b| 10.0 * a + b);
+        assert_eq!(sum, Some(Array { dims: vec![3, 2], data: vec![0.0, 1.0, 10.0, 11.0, 20.0, 21.0] }));
+        assert_eq!(array(&[3]).zip(&array(&[2]), |a, b| a + b), None);
+    }
+
+    #[test]
+    fn a_sum_of_constants_never_grows() {
+        assert_eq!(array(&[3, 1]).plus(&array(&[2])), None);
+        assert!(array(&[3, 1]).plus(&Array::scalar(1.0)).is_some());
+    }
+
+    #[test]
+    fn a_product_of_coefficients_never_grows() {
+        let (channels, pixels) = (Factor::constant(array(&[3, 1, 1])), Factor::constant(array(&[4, 5])));
+        assert_eq!(channels.times(&pixels), None);
+        assert!(channels.times(&Factor::constant(Array::scalar(2.0))).is_some());
+    }
+
+    #[test]
+    fn a_constant_that_overflows_its_type_has_no_tensor() {
+        assert!(Array::scalar(1e5).tensor(DType::F16).is_none());
+        assert!(Array::scalar(f64::INFINITY).tensor(DType::F16).is_some());
+    }
 }
