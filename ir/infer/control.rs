@@ -26,7 +26,11 @@ fn choose(call: &Call<'_>) -> Vec<Option<Type>> {
     let (Some(yes), Some(no)) = (call.body("then_branch"), call.body("else_branch")) else {
         return Vec::new();
     };
-    outputs(yes).zip(outputs(no)).map(|(a, b)| join(a?, b?)).collect()
+    match call.known_ints(0).as_deref() {
+        Some([0]) => outputs(no).map(|ty| ty.cloned()).collect(),
+        Some([_]) => outputs(yes).map(|ty| ty.cloned()).collect(),
+        _ => outputs(yes).zip(outputs(no)).map(|(a, b)| join(a?, b?)).collect(),
+    }
 }
 
 /// What a carried value is after any number of rounds, none included.

@@ -259,7 +259,7 @@ fn col2im(call: &Call<'_>) -> Option<TensorType> {
         None => None,
     };
     let block = call.shape_operand(2).and_then(|b| super::product(&b));
-    let channels = data.and_then(|(_, c)| Size::of(c)?.div_exact(&block?));
+    let channels = data.and_then(|(_, c)| Size::of(c)?.divided(&block?));
     let batch = data.map_or(Dim::Unknown, |(n, _)| n.clone());
     let shape: Shape = [batch, dim(channels)].into_iter().chain(image).collect();
     Some(tensor(dtype, shape))

@@ -166,7 +166,7 @@ fn heads(call: &Call<'_>, slot: usize, count: &str) -> Option<[Dim; 4]> {
         [b, h, s, d] => Some([b.clone(), h.clone(), s.clone(), d.clone()]),
         [b, s, hidden] => {
             let heads = call.op.int(count)?;
-            let size = Size::of(hidden).and_then(|h| h.div_exact(&Size::Known(heads)));
+            let size = Size::of(hidden).and_then(|h| h.divided(&Size::Known(heads)));
             Some([b.clone(), Size::Known(heads).dim(), s.clone(), dim(size)])
         }
         _ => None,

@@ -1,7 +1,7 @@
 //! Operators that make a shape, or are told one: Reshape and its kin, generators.
 
 use super::{
-    Call, Cow, DType, Dim, Int, Ints, List, Rule, Rules, Shape, Size, TensorType, axes, axis, broadcast, dim,
+    Call, Cow, DType, Dim, Ints, List, Rule, Rules, Shape, Size, TensorType, axes, axis, broadcast, dim,
     of_rank, product, tensor,
 };
 use crate::AttributeValue;
@@ -46,7 +46,7 @@ impl Call<'_> {
     /// The shape that an operand spells out, or its rank alone.
     pub fn shape_operand(&self, slot: usize) -> Option<Shape> {
         match self.ints(slot) {
-            Some(ints) if !ints.scalar => Some(ints.dims()),
+            Some(ints) if ints.is_vector() => Some(ints.dims()),
             Some(_) => None,
             None => self.length(slot).map(of_rank),
         }
@@ -86,12 +86,10 @@ fn size(_: &Call<'_>) -> Option<TensorType> {
 fn reshape(call: &Call<'_>) -> Option<TensorType> {
     let dtype = call.dtype(0)?;
     let target: Cow<'_, Ints> = if call.opset < 5 {
-        let list = call.op.ints("shape")?;
-        let elements = list.iter().map(|&n| Int::new(Some(Size::Known(n)))).collect();
-        Cow::Owned(Ints { scalar: false, elements })
+        Cow::Owned(Ints::list(call.op.ints("shape")?))
     } else {
         match call.ints(1) {
-            Some(ints) if !ints.scalar => ints,
+            Some(ints) if ints.is_vector() => ints,
             _ => return Some(tensor(dtype, call.length(1).map(of_rank))),
         }
     };
@@ -124,7 +122,7 @@ fn reshape(call: &Call<'_>) -> Option<TensorType> {
     Some(tensor(dtype, result))
 }
 
-/// The product of `dims` divided by the product of `by`, if that is certainly an integer.
+/// The product of `dims` divided by the product of `by`: what Reshape infers, which is certainly an integer.
 fn quotient(mut dims: Vec<Dim>, by: Vec<Dim>) -> Option<Size> {
     let mut rest = Vec::with_capacity(by.len());
     for d in by {
@@ -133,7 +131,7 @@ fn quotient(mut dims: Vec<Dim>, by: Vec<Dim>) -> Option<Size> {
             _ => rest.push(d),
         }
     }
-    product(&dims)?.div_exact(&product(&rest)?)
+    product(&dims)?.divided(&product(&rest)?)
 }
 
 fn flatten(call: &Call<'_>) -> Option<TensorType> {

@@ -115,8 +115,9 @@ fn equal_parts(whole: &Dim, parts: usize, opset: i64) -> Vec<Dim> {
             }
         }
         _ => {
-            let exact = Size::of(whole).and_then(|n| n.div_exact(&Size::Known(parts as i64)));
-            vec![dim(exact); parts]
+            let divisor = Size::Known(parts as i64);
+            let part = |n: Size| if opset < 18 { n.divided(&divisor) } else { n.div_exact(&divisor) };
+            vec![dim(Size::of(whole).and_then(part)); parts]
         }
     }
 }
@@ -124,13 +125,9 @@ fn equal_parts(whole: &Dim, parts: usize, opset: i64) -> Vec<Dim> {
 fn slice(call: &Call<'_>) -> Option<TensorType> {
     let dtype = call.dtype(0)?;
     let Some(dims) = call.shape(0) else { return Some(tensor(dtype, None)) };
-    let literal = |list: &[i64]| Ints {
-        scalar: false,
-        elements: list.iter().map(|&n| Int::new(Some(Size::Known(n)))).collect(),
-    };
     let (starts, ends, along) = if call.opset < 10 {
         let along = call.op.ints("axes").map_or(List::Absent, |a| List::Known(a.to_vec()));
-        (call.op.ints("starts").map(literal), call.op.ints("ends").map(literal), along)
+        (call.op.ints("starts").map(Ints::list), call.op.ints("ends").map(Ints::list), along)
     } else {
         let operand = |slot| call.ints(slot).map(|v| v.into_owned());
         (operand(1), operand(2), call.list(3, ""))
@@ -334,12 +331,12 @@ fn unique(call: &Call<'_>) -> Vec<Option<Type>> {
 
 /// `[N, C, H, W] -> [N, C/(b*b), H*b, W*b]`
 fn depth_to_space(call: &Call<'_>) -> Option<TensorType> {
-    blocks(call, |d, b| d.div_exact(&Size::Known(b.checked_mul(b)?)), Size::times)
+    blocks(call, |d, b| d.divided(&Size::Known(b.checked_mul(b)?)), Size::times)
 }
 
 /// `[N, C, H, W] -> [N, C*b*b, H/b, W/b]`
 fn space_to_depth(call: &Call<'_>) -> Option<TensorType> {
-    blocks(call, |d, b| d.times(b.checked_mul(b)?), |d, b| d.div_exact(&Size::Known(b)))
+    blocks(call, |d, b| d.times(b.checked_mul(b)?), |d, b| d.divided(&Size::Known(b)))
 }
 
 fn blocks(

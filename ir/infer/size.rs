@@ -243,6 +243,14 @@ impl Size {
         Size::collect(divided.collect::<Option<Vec<_>>>()?)
     }
 
+    /// `self/divisor` for a division that an operator only accepts without a remainder.
+    pub fn divided(&self, divisor: &Size) -> Option<Size> {
+        match self {
+            Size::Known(_) => self.div_exact(divisor),
+            Size::Sum(_) => self.div_exact(divisor).or_else(|| self.div_floor(divisor.known()?)),
+        }
+    }
+
     /// `max(0, self)`.
     pub fn positive(&self) -> Option<Size> {
         let Size::Sum(terms) = self else { return self.known().map(|n| Size::Known(n.max(0))) };

@@ -1,10 +1,12 @@
 //! What is known about the elements of small integer tensors: shapes, axes, indices, and arithmetic on them.
 //!
 //! `Shape -> Gather -> Mul -> Concat -> Reshape` chains are followed with sizes that are symbols. Elements are
-//! `i64`, `i32` or `bool` (0 and 1), in tensors of at most one dimension.
+//! `i64`, `i32` or `bool` (0 and 1). Shapes have one dimension at most; but exporters turn lists of padding into
+//! matrices and back, so that moving elements around works with any number of dimensions.
 
-use super::{Call, List, Size, axis};
-use crate::{AttributeValue, DType, Dim, Tensor, Type};
+use super::shape::{range_len, slice_positions};
+use super::{Call, List, Size, axes, axis};
+use crate::{AttributeValue, DType, Dim, Tensor, TensorType, Type};
 
 /// Longer vectors are data, not shapes.
 const MAX_LEN: usize = 64;
@@ -17,10 +19,10 @@ pub(super) struct Int {
     pub nonnegative: bool,
 }
 
-/// The elements of a tensor of no or one dimension.
+/// The elements of a tensor.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Ints {
-    pub scalar: bool,
+    dims: Vec<usize>,
     pub elements: Vec<Int>,
 }
 
@@ -62,20 +64,60 @@ impl Int {
 
 impl Ints {
     fn vector(elements: Vec<Int>) -> Ints {
-        Ints { scalar: false, elements }
+        Ints { dims: vec![elements.len()], elements }
     }
 
     fn scalar(element: Int) -> Ints {
-        Ints { scalar: true, elements: vec![element] }
+        Ints { dims: Vec::new(), elements: vec![element] }
     }
 
-    /// The elements of a constant, if it is an integer tensor of at most one dimension and not long.
+    /// A list that an attribute spells out.
+    pub fn list(list: &[i64]) -> Ints {
+        Ints::vector(list.iter().map(|&n| Int::known(n)).collect())
+    }
+
+    /// The elements of a constant, if it is an integer tensor and not large.
     pub fn of(tensor: &Tensor) -> Option<Ints> {
-        if !is_tracked(tensor.dtype) || tensor.dims.len() > 1 || tensor.elements()? > MAX_LEN as u64 {
+        if !is_tracked(tensor.dtype) || tensor.elements()? > MAX_LEN as u64 {
             return None;
         }
         let elements = tensor.to_i64().ok()?.into_iter().map(Int::known).collect();
-        Some(Ints { scalar: tensor.dims.is_empty(), elements })
+        Some(Ints { dims: known_dims(&tensor.ty())?, elements })
+    }
+
+    /// True for a tensor of one dimension.
+    pub fn is_vector(&self) -> bool {
+        self.dims.len() == 1
+    }
+
+    /// The elements at these positions along an axis.
+    fn pick(&self, along: usize, positions: &[usize]) -> Option<Ints> {
+        let len = *self.dims.get(along)?;
+        let inner: usize = self.dims[along + 1..].iter().product();
+        let mut dims = self.dims.clone();
+        dims[along] = positions.len();
+        let mut elements = Vec::new();
+        for block in self.elements.chunks(len.max(1) * inner.max(1)) {
+            for at in positions {
+                elements.extend_from_slice(block.get(at * inner..(at + 1) * inner)?);
+            }
+        }
+        (elements.len() <= MAX_LEN).then_some(Ints { dims, elements })
+    }
+
+    /// With dimensions in another order.
+    fn transpose(&self, perm: &[usize]) -> Ints {
+        let mut strides = vec![1; self.dims.len()];
+        for i in (1..self.dims.len()).rev() {
+            strides[i - 1] = strides[i] * self.dims[i];
+        }
+        let mut positions = vec![0];
+        for &p in perm {
+            let steps = |at: usize| (0..self.dims[p]).map(move |i| (at, i));
+            positions = positions.into_iter().flat_map(steps).map(|(at, i)| at + i * strides[p]).collect();
+        }
+        let elements = positions.into_iter().filter_map(|at| self.elements.get(at).cloned()).collect();
+        Ints { dims: perm.iter().map(|&p| self.dims[p]).collect(), elements }
     }
 
     /// All elements as numbers.
@@ -89,8 +131,15 @@ impl Ints {
     }
 
     fn worth_keeping(&self) -> bool {
-        self.elements.len() <= MAX_LEN && self.elements.iter().any(|e| e.size.is_some() || e.nonnegative)
+        let told = |e: &Int| e.size.is_some() || e.nonnegative;
+        self.elements.len() <= MAX_LEN && (self.elements.is_empty() || self.elements.iter().any(told))
     }
+}
+
+/// All sizes, for a tensor of few elements.
+fn known_dims(ty: &TensorType) -> Option<Vec<usize>> {
+    let few = ty.elements().is_some_and(|n| n <= MAX_LEN as u64);
+    if few { ty.dims()?.into_iter().map(|d| usize::try_from(d).ok()).collect() } else { None }
 }
 
 fn is_tracked(dtype: DType) -> bool {
@@ -100,11 +149,11 @@ fn is_tracked(dtype: DType) -> bool {
 impl Call<'_> {
     /// The elements of the results, given their types; empty when nothing is known.
     pub fn values(&self, types: &[Option<Type>]) -> Vec<Option<Ints>> {
-        let small = |ty: &Option<Type>| {
+        let tracked = |ty: &Option<Type>| {
             let tensor = ty.as_ref().and_then(Type::tensor);
-            tensor.is_some_and(|t| is_tracked(t.dtype) && t.rank().is_some_and(|r| r <= 1))
+            tensor.is_some_and(|t| is_tracked(t.dtype) && (t.rank() == Some(1) || known_dims(t).is_some()))
         };
-        if !types.iter().any(small) || self.rule().is_none() {
+        if !types.iter().any(tracked) || self.rule().is_none() {
             return Vec::new();
         }
         let values = match self.op.op_type.as_str() {
@@ -115,13 +164,13 @@ impl Call<'_> {
         let checked = values.into_iter().zip(types).map(|(value, ty)| {
             let shape = ty.as_ref()?.tensor()?.shape.as_deref()?;
             value.filter(|v| {
-                small(ty)
+                let fits = |(dim, n): (&Dim, &usize)| dim.may_equal(&Dim::Known(*n as u64));
+                let elements: usize = v.dims.iter().product();
+                tracked(ty)
                     && v.worth_keeping()
-                    && match shape {
-                        [] => v.scalar,
-                        [n] => !v.scalar && n.may_equal(&Dim::Known(v.elements.len() as u64)),
-                        _ => false,
-                    }
+                    && elements == v.elements.len()
+                    && shape.len() == v.dims.len()
+                    && shape.iter().zip(&v.dims).all(fits)
             })
         });
         checked.collect()
@@ -138,6 +187,7 @@ impl Call<'_> {
             "Identity" => Some(self.ints(0)?.into_owned()),
             "Cast" | "CastLike" => self.cast(),
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => self.regroup(types),
+            "Transpose" => self.transposed(),
             "Concat" => self.concat(),
             "Gather" => self.gather(),
             "Slice" => self.slice(),
@@ -198,22 +248,36 @@ impl Call<'_> {
             None if symbols => e.clone(),
             _ => Int::default(),
         });
-        Some(Ints { scalar: value.scalar, elements: elements.collect() })
+        Some(Ints { dims: value.dims.clone(), elements: elements.collect() })
     }
 
-    /// The same elements in another shape of at most one dimension.
+    /// The same elements in another shape.
     fn regroup(&self, types: &[Option<Type>]) -> Option<Ints> {
-        let mut value = self.ints(0)?.into_owned();
-        let rank = types.first()?.as_ref()?.tensor()?.rank()?;
-        value.scalar = rank == 0;
-        (rank == 1 || (rank == 0 && value.elements.len() == 1)).then_some(value)
+        let elements = self.ints(0)?.into_owned().elements;
+        let ty = types.first()?.as_ref()?.tensor()?;
+        let dims = match ty.shape.as_deref()? {
+            [_] => vec![elements.len()],
+            _ => known_dims(ty)?,
+        };
+        Some(Ints { dims, elements })
     }
 
+    fn transposed(&self) -> Option<Ints> {
+        let data = self.ints(0)?;
+        let rank = data.dims.len();
+        let perm = match self.op.ints("perm") {
+            None => (0..rank).rev().collect(),
+            Some(perm) => axes(perm, rank).filter(|p| p.len() == rank)?,
+        };
+        Some(data.transpose(&perm))
+    }
+
+    /// Along the first dimension, which is that of shapes.
     fn concat(&self) -> Option<Ints> {
         let mut elements = Vec::new();
         for slot in 0..self.args.len() {
             match self.ints(slot) {
-                Some(value) if !value.scalar => elements.extend(value.elements.iter().cloned()),
+                Some(value) if value.is_vector() => elements.extend(value.elements.iter().cloned()),
                 Some(_) => return None,
                 None => elements.extend(vec![Int::default(); self.length(slot)?]),
             }
@@ -226,35 +290,45 @@ impl Call<'_> {
 
     fn gather(&self) -> Option<Ints> {
         let (data, indices) = (self.ints(0)?, self.ints(1)?);
+        if !data.is_vector() || indices.dims.len() > 1 {
+            return None;
+        }
         let pick = |n: i64| Some(data.elements.get(axis(n, data.elements.len())?)?.clone());
         let pick = |i: &Int| i.number().and_then(pick).unwrap_or_default();
-        (!data.scalar)
-            .then(|| Ints { scalar: indices.scalar, elements: indices.elements.iter().map(pick).collect() })
+        Some(Ints { dims: indices.dims.clone(), elements: indices.elements.iter().map(pick).collect() })
     }
 
     fn slice(&self) -> Option<Ints> {
-        let data = self.ints(0)?;
-        let one = |slot, name, default| match self.list(slot, name) {
-            List::Absent => default,
-            List::Known(list) => list.first().copied(),
-            List::Unknown(_) => None,
+        let mut data = self.ints(0)?.into_owned();
+        let operand = |slot| self.known_ints(slot);
+        let (starts, ends) = match self.opset {
+            ..10 => (self.op.ints("starts")?.to_vec(), self.op.ints("ends")?.to_vec()),
+            _ => (operand(1)?, operand(2)?),
         };
-        let (first, last) = match self.opset {
-            ..10 => (one(usize::MAX, "starts", None)?, one(usize::MAX, "ends", None)?),
-            _ => (one(1, "", None)?, one(2, "", None)?),
+        let steps = match self.opset {
+            10.. if self.has(4) => operand(4)?,
+            _ => vec![1; starts.len()],
         };
-        let step = if self.opset < 10 { 1 } else { one(4, "", Some(1))? };
-        if data.scalar || step == 0 {
+        let along = match (self.opset, self.op.ints("axes")) {
+            (..10, Some(list)) => axes(list, data.dims.len())?,
+            (10.., _) if self.has(3) => axes(&operand(3)?, data.dims.len())?,
+            _ => (0..starts.len()).collect(),
+        };
+        if [ends.len(), steps.len(), along.len()] != [starts.len(); 3] {
             return None;
         }
-        let positions = super::shape::slice_positions(data.elements.len() as i64, first, last, step)?;
-        let picked = positions.map(|i| usize::try_from(i).ok().and_then(|i| data.elements.get(i)).cloned());
-        picked.collect::<Option<Vec<_>>>().map(Ints::vector)
+        for (i, &a) in along.iter().enumerate() {
+            let len = i64::try_from(*data.dims.get(a)?).ok()?;
+            let positions = slice_positions(len, starts[i], ends[i], steps[i])?;
+            let positions = positions.map(usize::try_from).collect::<Result<Vec<_>, _>>().ok()?;
+            data = data.pick(a, &positions)?;
+        }
+        Some(data)
     }
 
     /// Expand and Tile of one element, or to the same length.
     fn repeat(&self) -> Option<Ints> {
-        let data = self.ints(0)?;
+        let data = self.ints(0).filter(|d| d.dims.len() <= 1)?;
         let [count] = <[i64; 1]>::try_from(self.known_ints(1)?).ok()?;
         let count = usize::try_from(count).ok().filter(|n| *n <= MAX_LEN)?;
         match (data.elements.as_slice(), self.op.op_type.as_str()) {
@@ -282,7 +356,7 @@ impl Call<'_> {
     fn range(&self) -> Option<Ints> {
         let number = |slot| self.scalar(slot)?.known();
         let (start, limit, delta) = (number(0)?, number(1)?, number(2)?);
-        let count = super::shape::range_len(start, limit, delta).filter(|n| *n <= MAX_LEN as i64)?;
+        let count = range_len(start, limit, delta).filter(|n| *n <= MAX_LEN as i64)?;
         let element = |i: i64| start.checked_add(i.checked_mul(delta)?).map(Int::known);
         (0..count).map(element).collect::<Option<Vec<_>>>().map(Ints::vector)
     }
@@ -290,7 +364,7 @@ impl Call<'_> {
     fn select(&self) -> Option<Ints> {
         let (condition, yes, no) = (self.ints(0)?, self.ints(1)?, self.ints(2)?);
         let operands = [&*condition, &*yes, &*no];
-        let len = common_len(&operands)?;
+        let dims = common_dims(&operands)?;
         let element = |i: usize| {
             let (yes, no) = (at(&yes, i), at(&no, i));
             match at(&condition, i).number() {
@@ -300,13 +374,13 @@ impl Call<'_> {
                 None => Int { size: None, nonnegative: yes.nonnegative && no.nonnegative },
             }
         };
-        let scalar = operands.iter().all(|o| o.scalar);
-        Some(Ints { scalar, elements: (0..len).map(element).collect() })
+        let len: usize = dims.iter().product();
+        Some(Ints { elements: (0..len).map(element).collect(), dims })
     }
 
     fn map(&self, f: impl Fn(&Int) -> Int) -> Option<Ints> {
         let a = self.ints(0)?;
-        Some(Ints { scalar: a.scalar, elements: a.elements.iter().map(f).collect() })
+        Some(Ints { dims: a.dims.clone(), elements: a.elements.iter().map(f).collect() })
     }
 
     /// An operation on two or more operands, element by element.
@@ -317,9 +391,10 @@ impl Call<'_> {
         let mut result = self.ints(0)?.into_owned();
         for slot in 1..self.args.len() {
             let other = self.ints(slot)?;
-            let len = common_len(&[&result, &other])?;
+            let dims = common_dims(&[&result, &other])?;
+            let len: usize = dims.iter().product();
             let elements = (0..len).map(|i| f(at(&result, i), at(&other, i))).collect();
-            result = Ints { scalar: result.scalar && other.scalar, elements };
+            result = Ints { dims, elements };
         }
         Some(result)
     }
@@ -340,12 +415,12 @@ impl Call<'_> {
             List::Known(axes) if matches!(axes.as_slice(), [0] | [-1]) => {}
             _ => return None,
         }
-        if data.scalar || self.int("noop_with_empty_axes", 0) != 0 {
+        if !data.is_vector() || self.int("noop_with_empty_axes", 0) != 0 {
             return None;
         }
         let size = data.elements.iter().try_fold(start, |sum, e| f(&sum, e.size.as_ref()?));
         let element = Int { size, nonnegative: data.elements.iter().all(|e| e.nonnegative) };
-        Some(Ints { scalar: self.int("keepdims", 1) == 0, elements: vec![element] })
+        Some(if self.int("keepdims", 1) == 0 { Ints::scalar(element) } else { Ints::vector(vec![element]) })
     }
 
     fn split_values(&self, types: &[Option<Type>]) -> Option<Vec<Option<Ints>>> {
@@ -358,14 +433,18 @@ impl Call<'_> {
             parts.push(Some(Ints::vector(part.to_vec())));
             rest = tail;
         }
-        (!data.scalar && rest.is_empty()).then_some(parts)
+        (data.is_vector() && rest.is_empty()).then_some(parts)
     }
 }
 
-/// The length that vectors and scalars broadcast to.
-fn common_len(operands: &[&Ints]) -> Option<usize> {
-    let len = operands.iter().map(|o| o.elements.len()).find(|n| *n != 1).unwrap_or(1);
-    operands.iter().all(|o| o.elements.len() == len || o.elements.len() == 1).then_some(len)
+/// What operands broadcast to, where each has one element or the same dimensions.
+fn common_dims(operands: &[&Ints]) -> Option<Vec<usize>> {
+    let one = |o: &&&Ints| o.elements.len() == 1;
+    let many = operands.iter().find(|o| !one(o));
+    let rank = operands.iter().map(|o| o.dims.len()).max()?;
+    let dims = many.map_or_else(|| vec![1; rank], |o| o.dims.clone());
+    let fit = |o: &&&Ints| o.dims == dims || (one(o) && o.dims.len() <= dims.len());
+    operands.iter().all(|o| fit(&o)).then_some(dims)
 }
 
 fn at(value: &Ints, i: usize) -> &Int {
