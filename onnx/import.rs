@@ -20,7 +20,7 @@ use crate::schema::{
     AttributeProto, AttributeType, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
     OPSET_VERSION, OperatorSetIdProto, SparseTensorProto, TensorProto, ValueInfoProto,
 };
-use crate::{tensors, types};
+use crate::{tensors, types, walk};
 
 type Result<T> = std::result::Result<T, ImportError>;
 
@@ -38,7 +38,8 @@ pub fn import(mut proto: ModelProto, external: Arc<dyn LoadExternal>) -> Result<
     let opsets = opsets(&mut proto.opset_import)?;
     let functions =
         take(&mut proto.functions).into_iter().map(|f| function(f, &external)).collect::<Result<_>>()?;
-    let graph = Importer { external, opsets: opsets.clone() }.graph(graph, None)?;
+    let trained = walk::training_names(&proto);
+    let graph = Importer { external, opsets: opsets.clone(), trained }.graph(graph, None)?;
     Ok(Model { ir_version, opsets, graph, functions, extra: pack(&proto) })
 }
 
@@ -51,7 +52,7 @@ fn function(mut proto: FunctionProto, external: &Arc<dyn LoadExternal>) -> Resul
     let within = |error: ImportError| error.within(&place);
 
     let opsets = opsets(&mut proto.opset_import).map_err(within)?;
-    let importer = Importer { external: external.clone(), opsets };
+    let importer = Importer { external: external.clone(), opsets, trained: Vec::new() };
     let mut no_bodies = Builder::default();
     let defaults = take(&mut proto.attribute_proto)
         .into_iter()
@@ -119,6 +120,8 @@ fn filled(field: &mut Option<String>) -> String {
 struct Importer {
     external: Arc<dyn LoadExternal>,
     opsets: Arc<Opsets>,
+    /// Names that training refers to, of values of the main graph and others.
+    trained: Vec<String>,
 }
 
 impl Importer {
@@ -142,11 +145,14 @@ impl Importer {
         for (position, node) in nodes.into_iter().enumerate() {
             self.node(node, position, &mut builder)?;
         }
-        if let Some(outer) = outer {
-            capture(&mut builder, outer)?;
-        }
-
         let mut extra = GraphExtra { rest: some(proto), ..Default::default() };
+        match outer {
+            Some(outer) => capture(&mut builder, outer)?,
+            None => {
+                extra.trained =
+                    self.trained.iter().filter(|name| is_defined(&builder, name)).cloned().collect()
+            }
+        }
         extra.inputs = declarations(inputs, &builder);
         extra.outputs = declarations(outputs, &builder);
         extra.strays = keep_value_info(value_info, valued, &mut builder);
@@ -394,6 +400,10 @@ fn mention(info: &ValueInfoProto, builder: &mut Builder) -> Option<ValueId> {
         builder.set_type(id, info.r#type.as_ref().and_then(types::parse));
     }
     Some(id)
+}
+
+fn is_defined(builder: &Builder, name: &str) -> bool {
+    builder.find(name).is_some_and(|id| !matches!(builder.graph().value(id).def, Def::Dead))
 }
 
 /// What to keep of inputs or outputs: all, if there is anything to say about one.

@@ -16,6 +16,7 @@ pub mod schema;
 mod spill;
 mod tensors;
 mod types;
+mod walk;
 mod wire;
 mod write;
 
@@ -24,7 +25,8 @@ pub use export::{ExportOptions, ValueInfo, export};
 pub use external::{Brought, Folder, Reference};
 pub use import::import;
 pub use read::{decode, open, slurp};
-pub use spill::{ALIGNMENT, SMALL, locations};
+pub use spill::{ALIGNMENT, SMALL};
+pub use walk::locations;
 pub use wire::{Fixed, Packed};
 pub use write::{PROTOBUF_LIMIT, SPLICE, WriteOptions, Written, encode, write, write_stream};
 

@@ -1,10 +1,9 @@
-//! Moving weights out of a message that became too large, and finding what it refers to outside.
+//! Moving weights out of a message that became too large.
 
 use bytes::Bytes;
 
-use crate::error::ExternalError;
 use crate::external::Reference;
-use crate::schema::{AttributeProto, DataLocation, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
+use crate::schema::{DataLocation, DataType, GraphProto, ModelProto, TensorProto};
 
 /// Initializers below this many bytes stay in the model: shapes, axes and other small operands, which runtimes want
 /// to read while they load the model.
@@ -62,49 +61,4 @@ fn each_initializer(graph: &mut GraphProto, take: &mut impl FnMut(&mut TensorPro
         attribute.g.iter_mut().for_each(|body| each_initializer(body, take));
         attribute.graphs.iter_mut().for_each(|body| each_initializer(body, take));
     }
-}
-
-/// Every external file that a model refers to, once each, in the order in which they appear.
-///
-/// # Errors
-/// A reference cannot be understood.
-pub fn locations(model: &ModelProto) -> Result<Vec<String>, ExternalError> {
-    let mut found = Vec::new();
-    let mut last = Ok(());
-    each_tensor(model, &mut |tensor| match Reference::of(tensor) {
-        Ok(Some(reference)) if !found.contains(&reference.location) => found.push(reference.location),
-        Ok(_) => {}
-        Err(error) => last = Err(error),
-    });
-    last.map(|()| found)
-}
-
-/// Visits every tensor of a model: graph, bodies, functions, training.
-pub(crate) fn each_tensor(model: &ModelProto, visit: &mut impl FnMut(&TensorProto)) {
-    let training = model.training_info.iter().flat_map(|t| [&t.initialization, &t.algorithm]).flatten();
-    model.graph.iter().chain(training).for_each(|graph| in_graph(graph, visit));
-    for function in &model.functions {
-        in_nodes(&function.node, visit);
-        function.attribute_proto.iter().for_each(|attribute| in_attribute(attribute, visit));
-    }
-}
-
-fn in_graph(graph: &GraphProto, visit: &mut impl FnMut(&TensorProto)) {
-    graph.initializer.iter().for_each(&mut *visit);
-    for sparse in &graph.sparse_initializer {
-        sparse.values.iter().chain(&sparse.indices).for_each(&mut *visit);
-    }
-    in_nodes(&graph.node, visit);
-}
-
-fn in_nodes(nodes: &[NodeProto], visit: &mut impl FnMut(&TensorProto)) {
-    nodes.iter().flat_map(|node| &node.attribute).for_each(|attribute| in_attribute(attribute, visit));
-}
-
-fn in_attribute(attribute: &AttributeProto, visit: &mut impl FnMut(&TensorProto)) {
-    attribute.t.as_deref().into_iter().chain(&attribute.tensors).for_each(&mut *visit);
-    for sparse in attribute.sparse_tensor.as_deref().into_iter().chain(&attribute.sparse_tensors) {
-        sparse.values.iter().chain(&sparse.indices).for_each(&mut *visit);
-    }
-    attribute.g.as_deref().into_iter().chain(&attribute.graphs).for_each(|body| in_graph(body, visit));
 }

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::external::{Brought, Folder, parent};
 use crate::schema::ModelProto;
 use crate::spill::{self, Spill};
+use crate::walk;
 
 /// Largest protobuf message that readers accept: its length must fit an `i32`.
 pub const PROTOBUF_LIMIT: u64 = i32::MAX as u64;
@@ -53,7 +54,7 @@ pub struct Written {
 /// that was there before is then still there, unchanged.
 pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
     let mut written = Written::default();
-    let locations = spill::locations(&model)?;
+    let locations = walk::locations(&model)?;
     let mut weights = Vec::new();
     let name = free_name(path, &locations);
     if model.encoded_len() as u64 > options.limit {

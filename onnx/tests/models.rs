@@ -330,6 +330,28 @@ fn what_a_pass_does_not_touch_survives() {
 }
 
 #[test]
+fn a_value_that_training_refers_to_is_not_lost_in_silence() {
+    let mut graph = graph(vec![node("Identity", &["x"], &["i"]), node("Abs", &["i"], &["y"])]);
+    graph.initializer = vec![weights("unused", &[1], &[1.0])];
+    let algorithm = GraphProto { node: vec![node("Neg", &["i"], &["g"])], ..Default::default() };
+    let binding = StringStringEntryProto { key: Some("unused".into()), ..Default::default() };
+    let training =
+        TrainingInfoProto { algorithm: Some(algorithm), update_binding: vec![binding], ..Default::default() };
+    let proto = ModelProto { training_info: vec![training], ..model(graph) };
+    assert_comes_back(&proto);
+
+    let mut model = imported(&proto);
+    let (mut names, mut fuel) = (Names::of(&model), None);
+    let (i, x) = (value(&model.graph, "i"), value(&model.graph, "x"));
+    let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Exact, &mut fuel);
+    let mut patch = Patch::new(Safety::Exact);
+    patch.replace_uses(i, x);
+    rewriter.apply(patch).unwrap();
+    rewriter.finish().unwrap();
+    assert_eq!(export(&model, &ExportOptions::default()), Err(ExportError::Trained("i".into())));
+}
+
+#[test]
 fn a_more_precise_type_keeps_what_dimensions_mean() {
     let mut graph = graph(vec![node("Relu", &["x"], &["y"])]);
     let dim =
