@@ -1,9 +1,12 @@
 //! Operators with bodies. Their rules read the types of the bodies' values as they stand; the walk over a graph
 //! infers those first.
 
+use std::collections::BTreeSet;
+
+use super::graph::{each_dim, each_dim_mut};
 use super::sequence::join;
 use super::{Call, DType, Dim, Rule, Rules, Size, TensorType, Type, axis, of_rank, tensor};
-use crate::{AttributeValue, Graph};
+use crate::{AttributeValue, Def, Graph};
 
 pub(super) const RULES: Rules =
     &[("If", Rule::Types(choose)), ("Loop", Rule::Types(repeat)), ("Scan", Rule::Types(scan))];
@@ -26,11 +29,12 @@ fn choose(call: &Call<'_>) -> Vec<Option<Type>> {
     let (Some(yes), Some(no)) = (call.body("then_branch"), call.body("else_branch")) else {
         return Vec::new();
     };
-    match call.known_ints(0).as_deref() {
+    let types = match call.known_ints(0).as_deref() {
         Some([0]) => outputs(no).map(|ty| ty.cloned()).collect(),
         Some([_]) => outputs(yes).map(|ty| ty.cloned()).collect(),
         _ => outputs(yes).zip(outputs(no)).map(|(a, b)| join(a?, b?)).collect(),
-    }
+    };
+    outside(call, &[yes, no], types)
 }
 
 /// What a carried value is after any number of rounds, none included.
@@ -55,7 +59,7 @@ fn repeat(call: &Call<'_>) -> Vec<Option<Type>> {
         let shape = element.shape.as_ref().map(|s| [&[Dim::Unknown], s.as_slice()].concat());
         Some(tensor(element.dtype, shape).into())
     });
-    results.collect()
+    outside(call, &[body], results.collect())
 }
 
 /// How a Scan divides its operands: state values first, then what is scanned.
@@ -118,7 +122,7 @@ fn scan(call: &Call<'_>) -> Vec<Option<Type>> {
         });
         Some(tensor(element.dtype, shape).into())
     });
-    results.collect()
+    outside(call, &[body], results.collect())
 }
 
 /// The types that a Loop's body sees, given what is assumed of the carried values.
@@ -128,24 +132,32 @@ pub(super) fn loop_inputs(state: &[Option<Type>]) -> Vec<Option<Type>> {
     [Some(round), Some(condition)].into_iter().chain(state.iter().cloned()).collect()
 }
 
-/// A type without the symbols that `allowed` does not name: those of a body mean nothing around it.
-pub(super) fn without_local_symbols(ty: Type, allowed: &dyn Fn(&str) -> bool) -> Type {
-    let outer = |dim: Dim| match Size::of(&dim) {
-        Some(size) if size.any_symbol(&|name| !allowed(name)) => Dim::Unknown,
-        _ => dim,
+/// Types without the symbols that mean nothing around the body: all but those that it was given.
+fn outside(call: &Call<'_>, bodies: &[&Graph], types: Vec<Option<Type>>) -> Vec<Option<Type>> {
+    let mut given = BTreeSet::new();
+    let mut learn = |ty: &Type| {
+        each_dim(ty, &mut |dim| {
+            if let Some(size) = Size::of(dim) {
+                size.each_symbol(&mut |name| {
+                    given.insert(name.to_string());
+                });
+            }
+        })
     };
-    let tensor = |t: TensorType| TensorType {
-        dtype: t.dtype,
-        shape: t.shape.map(|dims| dims.into_iter().map(outer).collect()),
-    };
-    match ty {
-        Type::Tensor(t) => Type::Tensor(tensor(t)),
-        Type::Sparse(t) => Type::Sparse(tensor(t)),
-        Type::Sequence(t) => Type::Sequence(Box::new(without_local_symbols(*t, allowed))),
-        Type::Optional(t) => Type::Optional(Box::new(without_local_symbols(*t, allowed))),
-        Type::Map { key, value } => {
-            Type::Map { key, value: Box::new(without_local_symbols(*value, allowed)) }
-        }
-        opaque @ Type::Opaque { .. } => opaque,
+    call.args.iter().filter_map(|a| a.ty).for_each(&mut learn);
+    for body in bodies {
+        let captured = body.values().map(|v| body.value(v)).filter(|v| matches!(v.def, Def::Captured { .. }));
+        captured.filter_map(|v| v.ty.as_ref()).for_each(&mut learn);
     }
+    let mut local = |dim: &mut Dim| {
+        if Size::of(dim).is_some_and(|size| size.any_symbol(&|name| !given.contains(name))) {
+            *dim = Dim::Unknown;
+        }
+    };
+    let cleaned = types.into_iter().map(|ty| {
+        let mut ty = ty?;
+        each_dim_mut(&mut ty, &mut local);
+        Some(ty)
+    });
+    cleaned.collect()
 }

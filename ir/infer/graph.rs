@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::control::{Scanned, carried, loop_inputs, without_local_symbols};
+use super::control::{Scanned, carried, loop_inputs};
 use super::{Arg, Call, Ints, Size};
 use crate::{Def, Dim, Graph, OpId, Tensor, TensorType, Type, ValueId};
 
@@ -202,20 +202,8 @@ fn walk_bodies(graph: &mut Graph, id: OpId, values: &[Option<Ints>], notes: &mut
             notes.truncate(mark);
         }
     }
-    // What a body calls its sizes means nothing here, unless the name came from here.
-    let mut symbols = BTreeSet::new();
-    let around = operand_types.iter().flatten().chain(outer.iter().filter_map(|o| o.ty.as_ref()));
-    around.for_each(|ty| each_dim(ty, &mut |dim| collect_symbols(dim, &mut symbols)));
     for (place, body) in graph.op_mut(id).bodies_mut().zip(bodies) {
         *place = body;
-    }
-    let (types, _) = with_call(graph, id, values, |call| (call.infer(), ()));
-    let results = graph.op(id).outputs.clone();
-    for (result, ty) in results.into_iter().zip(types) {
-        if let (Some(result), Some(ty)) = (result, ty) {
-            let ty = without_local_symbols(ty, &|name| symbols.contains(name));
-            settle(graph, result, ty, notes);
-        }
     }
 }
 
@@ -243,7 +231,8 @@ impl Types {
     }
 }
 
-fn each_dim(ty: &Type, f: &mut dyn FnMut(&Dim)) {
+/// Calls `f` for each dimension in a type.
+pub(super) fn each_dim(ty: &Type, f: &mut dyn FnMut(&Dim)) {
     match ty {
         Type::Tensor(t) | Type::Sparse(t) => t.shape.iter().flatten().for_each(f),
         Type::Sequence(inner) | Type::Optional(inner) | Type::Map { value: inner, .. } => each_dim(inner, f),
@@ -251,7 +240,7 @@ fn each_dim(ty: &Type, f: &mut dyn FnMut(&Dim)) {
     }
 }
 
-fn each_dim_mut(ty: &mut Type, f: &mut dyn FnMut(&mut Dim)) {
+pub(super) fn each_dim_mut(ty: &mut Type, f: &mut dyn FnMut(&mut Dim)) {
     match ty {
         Type::Tensor(t) | Type::Sparse(t) => t.shape.iter_mut().flatten().for_each(f),
         Type::Sequence(inner) | Type::Optional(inner) | Type::Map { value: inner, .. } => {

@@ -24,6 +24,8 @@ mod signal;
 mod size;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::borrow::Cow;
