@@ -1,4 +1,19 @@
-//! Erase what nothing reads: operators without readers, initializers without readers.
+//! Erase what computes nothing: operators and initializers that nothing reads, and operators whose result is one of
+//! their operands, bit by bit.
+//!
+//! ```text
+//! Identity(x), Cast<T>(x: T), Dropout(x) outside training                  = x
+//! Sum(x), Mean(x), Max(x), Min(x), Concat(x)                               = x
+//! Reshape, Flatten, Squeeze, Unsqueeze (alone or in a row), Expand, Tile   = x   where x has the shape of the result
+//! Slice<steps > 0>(x)                                                      = x   where x has the shape of the result
+//! Transpose<0, 1, ..>(x), Transpose<inverse of p>(Transpose<p>(x))         = x
+//! Pad(x, 0), x * 1, x / 1, x - 0.0, x + -0.0                               = x
+//! Where(true, x, y), If<then: x>(true)                                     = x
+//! Reshape(Reshape(x, a), b)                                                = Reshape(x, b)
+//! ```
+//!
+//! Shapes must be known to be equal: the same sizes, or the same symbols. A graph's inputs and outputs keep their
+//! names, so an Identity between the two stays.
 //!
 //! ```onnx
 //! f (float[2,3] x) => (float[2,3] y) <float[3] unused> {
@@ -12,10 +27,47 @@
 //!   y = Relu(x)
 //! }
 //! ```
+//!
+//! The exporter of PyTorch writes a parameter that equals another one as an Identity of it.
+//!
+//! ```onnx
+//! f (float[2,3] x) => (float[2,3] y) <float[1] a, int64[2] flat = {1, 6}, int64[2] back = {2, 3}> {
+//!   b = Identity(a)
+//!   s = Mul(x, b)
+//!   t = Reshape(s, flat)
+//!   u = Reshape(t, back)
+//!   y = Relu(u)
+//! }
+//! ```
+//! ->
+//! ```onnx
+//! f (float[2,3] x) => (float[2,3] y) <float[1] a> {
+//!   s = Mul(x, a)
+//!   y = Relu(s)
+//! }
+//! ```
+//!
+//! refused: `-0.0 + 0.0` is `0.0`, so adding zero is not the identity
+//! ```onnx
+//! f (float[2,3] x) => (float[2,3] y) <float zero = {0.0}> {
+//!   y = Add(x, zero)
+//! }
+//! ```
 
-use dmopt_ir::{Def, Patch, Rewriter, Safety};
+use std::collections::HashMap;
 
-use crate::{Context, Pass};
+use dmopt_ir::{
+    AttributeValue, DType, Def, Graph, NewOp, Op, OpId, Operand, Patch, Position, Rewriter, Safety, Tensor,
+    ValueId,
+};
+
+use crate::{Context, Miss, Pass, Rule};
+
+/// Constants beyond this size are not read to find out whether they are all ones or zeros.
+const MAX_CONSTANT_BYTES: u64 = 1 << 16;
+
+/// How many operators in a row are looked through for a value of the same shape; keeps the pass linear.
+const MAX_ROW: usize = 8;
 
 /// See the header of this file.
 pub struct DropDead;
@@ -34,6 +86,7 @@ impl Pass for DropDead {
     }
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+        context.apply_rule(&NoOps, rewriter);
         // Last first: what only served an unread operator goes with it.
         for op in crate::order_of(rewriter.graph()).into_iter().rev() {
             let graph = rewriter.graph();
@@ -54,4 +107,252 @@ impl Pass for DropDead {
             let _ = rewriter.apply(patch);
         }
     }
+}
+
+/// Operators whose result is one of their operands.
+struct NoOps;
+
+impl Rule for NoOps {
+    fn at(&self, graph: &Graph, op: OpId) -> Result<Patch, Miss> {
+        let operator = graph.op(op);
+        if !operator.is_standard() || operator.results().all(|v| graph.readers(v) == 0) {
+            return Err(Miss::NoMatch);
+        }
+        if operator.is("If") {
+            return inline_branch(graph, op);
+        }
+        let result = operator.output(0).ok_or(Miss::NoMatch)?;
+        if operator.results().any(|v| v != result && graph.readers(v) > 0) {
+            return Err(Miss::NoMatch);
+        }
+        let Some(same) = equal_operand(graph, operator, result) else {
+            return merge_reshapes(graph, op).ok_or(Miss::NoMatch);
+        };
+        // An output must be computed by an operator of its own; the Identity that is left would be no gain.
+        if graph.is_output(result) && (graph.producer(same).is_none() || graph.is_output(same)) {
+            return Err(Miss::NoEffect);
+        }
+        let mut patch = Patch::new(Safety::Exact);
+        patch.replace_uses(result, same);
+        Ok(patch)
+    }
+}
+
+/// The value that `result`, the first result of an operator, is a copy of.
+fn equal_operand(graph: &Graph, op: &Op, result: ValueId) -> Option<ValueId> {
+    let x = op.input(0)?;
+    let unchanged = match op.op_type.as_str() {
+        "Identity" => true,
+        "Sum" | "Mean" | "Max" | "Min" | "Concat" => op.inputs.len() == 1,
+        "Cast" => op.int("to") == Some(graph.tensor_type(x)?.dtype.code() as i64),
+        "CastLike" => graph.tensor_type(op.input(1)?)?.dtype == graph.tensor_type(x)?.dtype,
+        "Dropout" => !trains(graph, op),
+        "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => return same_shape_before(graph, op, result),
+        "Expand" | "Tile" => same_shape(graph, x, result),
+        "Slice" => forwards(graph, op) && same_shape(graph, x, result),
+        "Transpose" => return before_transposes(graph, op),
+        "Pad" => pads_nothing(graph, op),
+        "Mul" => return beside(graph, op, result, 0, 1.0).or_else(|| beside(graph, op, result, 1, 1.0)),
+        "Div" => return beside(graph, op, result, 0, 1.0),
+        "Sub" => return beside(graph, op, result, 0, 0.0),
+        "Add" => return beside(graph, op, result, 0, -0.0).or_else(|| beside(graph, op, result, 1, -0.0)),
+        "Where" => return chosen(graph, op, result),
+        _ => false,
+    };
+    unchanged.then_some(x)
+}
+
+/// The value of a constant that is small enough to look at.
+fn small_constant(graph: &Graph, value: ValueId) -> Option<Tensor> {
+    let tensor = graph.constant(value)?;
+    (tensor.byte_len()? <= MAX_CONSTANT_BYTES).then(|| tensor.into_owned())
+}
+
+fn same_shape(graph: &Graph, a: ValueId, b: ValueId) -> bool {
+    match (graph.tensor_type(a), graph.tensor_type(b)) {
+        (Some(a), Some(b)) => a.same_shape(b),
+        _ => false,
+    }
+}
+
+/// True when a broadcast of `x` with `other` certainly has the shape of `x`.
+fn absorbs(graph: &Graph, x: ValueId, other: ValueId, result: ValueId) -> bool {
+    let ranks = (graph.tensor_type(x).and_then(|t| t.rank()), graph.tensor_type(other).and_then(|t| t.dims()));
+    let is_single = match ranks {
+        (_, Some(dims)) if dims.is_empty() => true,
+        (Some(rank), Some(dims)) => dims.len() <= rank && dims.iter().all(|&d| d == 1),
+        _ => false,
+    };
+    is_single || same_shape(graph, x, result)
+}
+
+/// True when a Dropout may drop something: it trains, or nothing says that it does not.
+fn trains(graph: &Graph, op: &Op) -> bool {
+    match graph.opset(&op.domain) {
+        ..7 => op.int("is_test").unwrap_or(0) == 0,
+        7..12 => false,
+        12.. => op.input(2).is_some_and(|mode| !is_all(graph, mode, 0.0)),
+    }
+}
+
+/// True for a constant whose elements all are this number; a zero only equals zeros of its sign.
+fn is_all(graph: &Graph, value: ValueId, number: f64) -> bool {
+    let Some(elements) = small_constant(graph, value).and_then(|t| t.to_f64().ok()) else { return false };
+    let is_float = graph.tensor_type(value).is_none_or(|t| t.dtype.is_float());
+    let same = |v: f64| v == number && (!is_float || v.is_sign_negative() == number.is_sign_negative());
+    !elements.is_empty() && elements.into_iter().all(same)
+}
+
+/// The operand at `slot` of a binary operator whose other operand is all `neutral`.
+fn beside(graph: &Graph, op: &Op, result: ValueId, slot: usize, neutral: f64) -> Option<ValueId> {
+    let (x, other) = (op.input(slot)?, op.input(1 - slot)?);
+    (is_all(graph, other, neutral) && absorbs(graph, x, other, result)).then_some(x)
+}
+
+/// A value before a row of operators that only rename dimensions, if it has the shape of the result.
+fn same_shape_before(graph: &Graph, op: &Op, result: ValueId) -> Option<ValueId> {
+    let mut at = op.input(0)?;
+    for _ in 0..MAX_ROW {
+        if same_shape(graph, at, result) {
+            return Some(at);
+        }
+        at = reshaped(graph, at)?.1;
+    }
+    None
+}
+
+/// The operator that computes a value by renaming dimensions alone, and what it reads.
+fn reshaped(graph: &Graph, value: ValueId) -> Option<(OpId, ValueId)> {
+    let id = graph.producer(value)?;
+    let op = graph.op(id);
+    let renames = op.is_standard()
+        && matches!(op.op_type.as_str(), "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity");
+    renames.then_some((id, op.input(0)?))
+}
+
+/// True for a Slice that certainly steps forwards.
+fn forwards(graph: &Graph, op: &Op) -> bool {
+    op.input(4).is_none_or(|steps| {
+        let steps = small_constant(graph, steps).and_then(|t| t.to_i64().ok());
+        steps.is_some_and(|s| s.iter().all(|&step| step > 0))
+    })
+}
+
+fn pads_nothing(graph: &Graph, op: &Op) -> bool {
+    let pads = match op.input(1) {
+        Some(pads) => small_constant(graph, pads).and_then(|t| t.to_i64().ok()),
+        None => op.ints("pads").map(<[i64]>::to_vec),
+    };
+    pads.is_some_and(|p| p.iter().all(|&n| n == 0))
+}
+
+/// The operand of a Transpose that moves nothing, or of the Transpose before it that it undoes.
+fn before_transposes(graph: &Graph, op: &Op) -> Option<ValueId> {
+    let x = op.input(0)?;
+    let outer = permutation(graph, op)?;
+    let is_identity = |perm: &[usize]| perm.iter().enumerate().all(|(i, &p)| i == p);
+    if is_identity(&outer) {
+        return Some(x);
+    }
+    let inner = graph.op(graph.producer(x)?);
+    // With another reader of what lies between, the value before both would stay alive beside it.
+    if !inner.is("Transpose") || graph.readers(x) != 1 {
+        return None;
+    }
+    let inner_perm = permutation(graph, inner)?;
+    let both: Option<Vec<usize>> = outer.iter().map(|&axis| inner_perm.get(axis).copied()).collect();
+    if is_identity(&both?) { inner.input(0) } else { None }
+}
+
+fn permutation(graph: &Graph, op: &Op) -> Option<Vec<usize>> {
+    match op.ints("perm") {
+        Some(perm) => perm.iter().map(|&axis| usize::try_from(axis).ok()).collect(),
+        None => Some((0..graph.tensor_type(op.input(0)?)?.rank()?).rev().collect()),
+    }
+}
+
+/// The operand that a Where with a constant condition copies.
+fn chosen(graph: &Graph, op: &Op, result: ValueId) -> Option<ValueId> {
+    let condition = op.input(0)?;
+    let (slot, other) = if is_all(graph, condition, 1.0) {
+        (1, 2)
+    } else if is_all(graph, condition, 0.0) {
+        (2, 1)
+    } else {
+        return None;
+    };
+    let (x, other) = (op.input(slot)?, op.input(other)?);
+    let broadcasts = !same_shape(graph, x, result)
+        && !(same_shape(graph, x, other) && absorbs(graph, x, condition, result));
+    (!broadcasts).then_some(x)
+}
+
+/// `Reshape(Reshape(x, a), b) = Reshape(x, b)`: the elements stay in order, so only `b` matters, unless a 0 in it
+/// copies a size of what it reshapes. Such a target is written out when every size of the result is known.
+fn merge_reshapes(graph: &Graph, op: OpId) -> Option<Patch> {
+    let operator = graph.op(op);
+    if !operator.is("Reshape") {
+        return None;
+    }
+    let (between, target) = (operator.input(0)?, operator.input(1)?);
+    let (_, x) = reshaped(graph, between)?;
+    if graph.readers(between) != 1 {
+        return None;
+    }
+    let mut patch = Patch::new(Safety::Exact);
+    let sizes = small_constant(graph, target)?.to_i64().ok()?;
+    let target = if operator.int("allowzero") == Some(1) || !sizes.contains(&0) {
+        target.into()
+    } else {
+        let dims = graph.tensor_type(operator.output(0)?)?.dims()?;
+        let dims: Option<Vec<i64>> = dims.iter().map(|&d| i64::try_from(d).ok().filter(|&d| d > 0)).collect();
+        patch.constant(&format!("{}_shape", graph.value(between).name), Tensor::i64s(&dims?))
+    };
+    let merged = patch.add_op(NewOp::like(graph, op, vec![Some(x.into()), Some(target)]));
+    patch.replace_uses(operator.output(0)?, merged);
+    Some(patch)
+}
+
+/// Puts the branch that a constant condition takes in the place of an If.
+fn inline_branch(graph: &Graph, op: OpId) -> Result<Patch, Miss> {
+    let operator = graph.op(op);
+    let condition = operator.input(0).and_then(|v| graph.constant(v)).ok_or(Miss::NoMatch)?;
+    let taken = match condition.to_i64().as_deref() {
+        Ok([value]) if condition.dtype == DType::Bool => *value != 0,
+        _ => return Err(Miss::NoMatch),
+    };
+    let name = if taken { "then_branch" } else { "else_branch" };
+    let Some(AttributeValue::Graph(branch)) = operator.attribute(name) else { return Err(Miss::NoMatch) };
+    let mut patch = Patch::new(Safety::Exact);
+    let mut operands: HashMap<ValueId, Operand> = HashMap::new();
+    for value in branch.values().filter(|&v| branch.readers(v) > 0) {
+        let operand = match &branch.value(value).def {
+            Def::Captured { outer } => Operand::Value(*outer),
+            Def::Initializer(tensor) => patch.constant(&branch.value(value).name, (**tensor).clone()),
+            Def::Op { .. } | Def::Dead => continue,
+            Def::Input { .. } => return Err(Miss::refused("the branch of an If has an input")),
+            Def::SparseInitializer(_) => {
+                return Err(Miss::refused(format!("{name} has a sparse initializer")));
+            }
+        };
+        operands.insert(value, operand);
+    }
+    for id in crate::order_of(branch) {
+        let inner = branch.op(id);
+        if inner.bodies().next().is_some() {
+            return Err(Miss::refused(format!("{name} holds {}, which has bodies", branch.describe(id))));
+        }
+        let inputs = inner.inputs.iter().map(|v| v.and_then(|v| operands.get(&v).copied())).collect();
+        patch.add_op(NewOp::like(branch, id, inputs).at(Position::At(op)));
+        let number = patch.added() - 1;
+        for (slot, result) in inner.outputs.iter().enumerate() {
+            operands.extend(result.map(|v| (v, Operand::New { op: number, slot })));
+        }
+    }
+    for (slot, result) in branch.outputs().iter().enumerate() {
+        if let (Some(old), Some(&new)) = (operator.output(slot), operands.get(result)) {
+            patch.replace_uses(old, new);
+        }
+    }
+    Ok(patch)
 }
