@@ -177,7 +177,8 @@ fn same_shape(graph: &Graph, a: ValueId, b: ValueId) -> bool {
 
 /// True when a broadcast of `x` with `other` certainly has the shape of `x`.
 fn absorbs(graph: &Graph, x: ValueId, other: ValueId, result: ValueId) -> bool {
-    let ranks = (graph.tensor_type(x).and_then(|t| t.rank()), graph.tensor_type(other).and_then(|t| t.dims()));
+    let ranks =
+        (graph.tensor_type(x).and_then(|t| t.rank()), graph.tensor_type(other).and_then(|t| t.dims()));
     let is_single = match ranks {
         (_, Some(dims)) if dims.is_empty() => true,
         (Some(rank), Some(dims)) => dims.len() <= rank && dims.iter().all(|&d| d == 1),
@@ -197,9 +198,10 @@ fn trains(graph: &Graph, op: &Op) -> bool {
 
 /// True for a constant whose elements all are this number; a zero only equals zeros of its sign.
 fn is_all(graph: &Graph, value: ValueId, number: f64) -> bool {
-    let Some(elements) = small_constant(graph, value).and_then(|t| t.to_f64().ok()) else { return false };
-    let is_float = graph.tensor_type(value).is_none_or(|t| t.dtype.is_float());
-    let same = |v: f64| v == number && (!is_float || v.is_sign_negative() == number.is_sign_negative());
+    let Some(tensor) = small_constant(graph, value) else { return false };
+    let Ok(elements) = tensor.to_f64() else { return false };
+    let signed = tensor.dtype.is_float();
+    let same = |v: f64| v == number && (!signed || v.is_sign_negative() == number.is_sign_negative());
     !elements.is_empty() && elements.into_iter().all(same)
 }
 
@@ -355,4 +357,300 @@ fn inline_branch(graph: &Graph, op: OpId) -> Result<Patch, Miss> {
         }
     }
     Ok(patch)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, left_alone, optimize, refusals};
+
+    const PASS: &str = "drop-dead";
+
+    /// `line` computes `t` from `x` and whatever is declared; it is the identity on `x`.
+    fn vanishes(declared: &str, line: &str) {
+        check(
+            PASS,
+            &format!("f (float[2,3] x) => (float[2,3] y) <float[2,3] t {declared}> {{ {line} y = Relu(t) }}"),
+            "f (float[2,3] x) => (float[2,3] y) { y = Relu(x) }",
+        );
+    }
+
+    fn stays(declared: &str, line: &str) {
+        left_alone(
+            PASS,
+            &format!("f (float[2,3] x) => (float[2,3] y) <float[2,3] t {declared}> {{ {line} y = Relu(t) }}"),
+        );
+    }
+
+    #[test]
+    fn copies_vanish() {
+        for line in [
+            "t = Identity(x)",
+            "t = Cast<to = 1>(x)",
+            "t = CastLike(x, x)",
+            "t = Dropout(x)",
+            "t = Sum(x)",
+            "t = Mean(x)",
+            "t = Max(x)",
+            "t = Min(x)",
+            "t = Concat<axis = 0>(x)",
+            "t = Flatten(x)",
+            "t = Squeeze(x)",
+            "t = Transpose<perm = [0, 1]>(x)",
+            "u = Transpose(x) t = Transpose(u)",
+        ] {
+            vanishes("", line);
+        }
+    }
+
+    #[test]
+    fn operators_with_neutral_parameters_vanish() {
+        vanishes(", int64[2] s = {2, 3}", "t = Reshape(x, s)");
+        vanishes(", int64[2] s = {0, -1}", "t = Reshape(x, s)");
+        vanishes(", int64[2] s = {1, 3}", "t = Expand(x, s)");
+        vanishes(", int64[2] s = {1, 1}", "t = Tile(x, s)");
+        vanishes(", int64[1] from = {0}, int64[1] to = {100}", "t = Slice(x, from, to)");
+        vanishes(", int64[4] none = {0, 0, 0, 0}", "t = Pad(x, none)");
+        vanishes(", int64[1] axis = {0}", "u = Unsqueeze(x, axis) t = Squeeze(u, axis)");
+        vanishes(", float ratio = {0.5}, bool training = {0}", "t = Dropout(x, ratio, training)");
+        vanishes(", float[1] one = {1}", "t = Mul(x, one)");
+        vanishes(", float[1,3] one = {1, 1, 1}", "t = Mul(one, x)");
+        vanishes(", float one = {1}", "t = Div(x, one)");
+        vanishes(", float zero = {0}", "t = Sub(x, zero)");
+        vanishes(", float zero = {-0.0}", "t = Add(zero, x)");
+    }
+
+    #[test]
+    fn what_is_not_quite_a_copy_stays() {
+        stays("", "t = Cast<to = 10>(x)");
+        stays(", float one = {1}", "t = Div(one, x)");
+        stays(", float zero = {-0.0}", "t = Sub(x, zero)");
+        stays(", float zero = {0}", "t = Sub(zero, x)");
+        stays(", float[3] nearly = {1, 1, 1.0000001}", "t = Mul(x, nearly)");
+        stays(", float ratio = {0.5}, bool training = {1}", "t = Dropout(x, ratio, training)");
+        stays(
+            ", int64[1] from = {-1}, int64[1] to = {-100}, int64[1] axis = {0}, int64[1] back = {-1}",
+            "t = Slice(x, from, to, axis, back)",
+        );
+        stays(", int64[4] shift = {0, 1, 0, -1}", "t = Pad(x, shift)");
+    }
+
+    #[test]
+    fn a_broadcast_is_not_a_copy() {
+        left_alone(
+            PASS,
+            "f (float[3] x) => (float[2,3] y) <float[2,1] one = {1, 1}, float[2,3] t> { t = Mul(x, one) y = Relu(t) }",
+        );
+    }
+
+    #[test]
+    fn adding_zero_is_a_copy_of_integers() {
+        check(
+            PASS,
+            "f (int64[2] x) => (int64[2] y) <int64 zero = {0}> { t = Add(x, zero) y = Neg(t) }",
+            "f (int64[2] x) => (int64[2] y) { y = Neg(x) }",
+        );
+    }
+
+    #[test]
+    fn shapes_of_the_same_symbols_are_equal() {
+        check(
+            PASS,
+            "f (float[N,3] x, int64[2] s) => (float[N,3] y) <float[N,3] t> { t = Reshape(x, s) y = Relu(t) }",
+            "f (float[N,3] x, int64[2] s) => (float[N,3] y) { y = Relu(x) }",
+        );
+        left_alone(
+            PASS,
+            "f (float[N,3] x, int64[2] s) => (float[M,3] y) <float[M,3] t> { t = Reshape(x, s) y = Relu(t) }",
+        );
+    }
+
+    #[test]
+    fn an_identity_between_input_and_output_stays() {
+        left_alone(PASS, "f (float[2] x) => (float[2] y) { y = Identity(x) }");
+        left_alone(PASS, "f () => (float[2] y) <float[2] w = {1, 2}> { y = Identity(w) }");
+    }
+
+    #[test]
+    fn an_output_takes_its_name_along() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y) { t = Relu(x) y = Identity(t) }",
+            "f (float[2] x) => (float[2] y) { y = Relu(x) }",
+        );
+    }
+
+    #[test]
+    fn two_outputs_of_one_value_need_an_identity() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y, float[2] z) { t = Relu(x) y = Identity(t) z = Identity(t) }",
+            "f (float[2] x) => (float[2] y, float[2] z) { y = Relu(x) z = Identity(y) }",
+        );
+    }
+
+    #[test]
+    fn identities_of_parameters_vanish_in_rows() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y) <float[2] a> { b = Identity(a) c = Identity(b) t = Add(x, c) y = Mul(t, b) }",
+            "f (float[2] x) => (float[2] y) <float[2] a> { t = Add(x, a) y = Mul(t, a) }",
+        );
+    }
+
+    #[test]
+    fn a_dropout_whose_mask_is_read_stays() {
+        left_alone(PASS, "f (float[2] x) => (float[2] y, bool[2] m) { t, m = Dropout(x) y = Relu(t) }");
+    }
+
+    #[test]
+    fn a_constant_condition_chooses() {
+        for (condition, kept) in [("1", "a"), ("0", "b")] {
+            check(
+                PASS,
+                &format!(
+                    "f (float[2] x) => (float[2] y) <bool[1] c = {{{condition}}}>
+                     {{ a = Exp(x) b = Neg(x) t = Where(c, a, b) y = Relu(t) }}"
+                ),
+                &if kept == "a" {
+                    "f (float[2] x) => (float[2] y) { a = Exp(x) y = Relu(a) }".to_string()
+                } else {
+                    "f (float[2] x) => (float[2] y) { b = Neg(x) y = Relu(b) }".to_string()
+                },
+            );
+        }
+        left_alone(
+            PASS,
+            "f (float[2] x, float[2] z) => (float[2] y) <bool[2] c = {0, 1}> { t = Where(c, x, z) y = Relu(t) }",
+        );
+        left_alone(
+            PASS,
+            "f (float[1] x, float[2] z) => (float[2] y) <bool[1] c = {1}> { t = Where(c, x, z) y = Relu(t) }",
+        );
+    }
+
+    #[test]
+    fn a_reshape_of_a_reshape_is_one() {
+        check(
+            PASS,
+            "f (float[2,3,4] x) => (float[4,6] y) <int64[2] a = {6, 4}, int64[2] b = {4, -1}>
+             { t = Reshape(x, a) y = Reshape(t, b) }",
+            "f (float[2,3,4] x) => (float[4,6] y) <int64[2] b = {4, -1}> { y = Reshape(x, b) }",
+        );
+    }
+
+    #[test]
+    fn a_zero_in_the_target_copies_from_what_lies_between() {
+        // The 0 stands for 6, not for the 2 of x.
+        check(
+            PASS,
+            "f (float[2,3,4] x) => (float[6,2,2] y) <int64[2] a = {6, 4}, int64[3] b = {0, 2, 2}>
+             { t = Reshape(x, a) y = Reshape(t, b) }",
+            "f (float[2,3,4] x) => (float[6,2,2] y) <int64[3] b = {6, 2, 2}> { y = Reshape(x, b) }",
+        );
+        left_alone(
+            PASS,
+            "f (float[N,3,4] x) => (float[M,2,2] y) <int64[2] a = {-1, 4}, int64[3] b = {0, 2, 2}>
+             { t = Reshape(x, a) y = Reshape(t, b) }",
+        );
+    }
+
+    #[test]
+    fn a_reshape_that_others_read_too_is_not_merged() {
+        left_alone(
+            PASS,
+            "f (float[2,3,4] x) => (float[4,6] y, float[6,4] z) <int64[2] a = {6, 4}, int64[2] b = {4, 6}>
+             { t = Reshape(x, a) y = Reshape(t, b) z = Relu(t) }",
+        );
+    }
+
+    #[test]
+    fn the_branch_of_a_constant_condition_takes_the_place_of_the_if() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y, float[2] z) <bool c = {1}> {
+               a = Exp(x)
+               y, b = If (c) <
+                 then_branch = t () => (float[2] v, float[2] a2) <float[2] w = {1, 2}> {
+                   u = Mul(a, w)
+                   v = Add(u, x)
+                   a2 = Neg(w)
+                 },
+                 else_branch = e () => (float[2] p, float[2] q) { p = Relu(x) q = Relu(a) }>
+               z = Sub(b, a)
+             }",
+            "f (float[2] x) => (float[2] y, float[2] z) <float[2] w = {1, 2}> {
+               a = Exp(x)
+               u = Mul(a, w)
+               y = Add(u, x)
+               b = Neg(w)
+               z = Sub(b, a)
+             }",
+        );
+    }
+
+    #[test]
+    fn a_branch_that_puts_out_what_it_captures_is_followed() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y) <bool c = {0}> {
+               a = Exp(x)
+               b = If (c) <
+                 then_branch = t () => (float[2] v) { v = Relu(a) },
+                 else_branch = e () => (float[2] p) { p = Identity(a) }>
+               y = Neg(b)
+             }",
+            "f (float[2] x) => (float[2] y) { a = Exp(x) y = Neg(a) }",
+        );
+    }
+
+    #[test]
+    fn a_branch_with_bodies_of_its_own_is_refused() {
+        let refused = left_alone(
+            PASS,
+            "f (bool d, float[2] x) => (float[2] y) <bool c = {1}> {
+               y = If (c) <
+                 then_branch = t () => (float[2] v) {
+                   v = If (d) <
+                     then_branch = t2 () => (float[2] m) { m = Neg(x) },
+                     else_branch = e2 () => (float[2] n) { n = Abs(x) }>
+                 },
+                 else_branch = e () => (float[2] p) { p = Relu(x) }>
+             }",
+        );
+        assert_eq!(refused, ["If of 'y': then_branch holds If of 'v', which has bodies"]);
+    }
+
+    #[test]
+    fn optional_results_that_a_branch_leaves_out_stay_out() {
+        let (model, outcome) = optimize(
+            PASS,
+            "f (float[1,2,3] x) => (float[1,2,3] y) <bool c = {1}> {
+               y = If (c) <
+                 then_branch = t () => (float[1,2,3] v) { v, m = Dropout(x) k, = Dropout(v) },
+                 else_branch = e () => (float[1,2,3] p) { p = Relu(x) }>
+             }",
+            crate::Options { stop_after: Some(1), ..crate::Options::default() },
+        );
+        let _ = (model, refusals(&outcome));
+    }
+
+    #[test]
+    fn names_within_bodies_follow_what_they_read() {
+        check(
+            PASS,
+            "f (bool c, float[2] x) => (float[2] y, float[2] z) {
+               t = Exp(x)
+               z = Identity(t)
+               y = If (c) <
+                 then_branch = a () => (float[2] v) { v = Relu(t) },
+                 else_branch = b () => (float[2] w) { w = Neg(z) }>
+             }",
+            "f (bool c, float[2] x) => (float[2] y, float[2] z) {
+               z = Exp(x)
+               y = If (c) <
+                 then_branch = a () => (float[2] v) { v = Relu(z) },
+                 else_branch = b () => (float[2] w) { w = Neg(z) }>
+             }",
+        );
+    }
 }

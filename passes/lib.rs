@@ -5,11 +5,17 @@
 //! `dmopt passes NAME` prints them. Adding a pass is one new file and two lines here: `mod`, and its place in
 //! [`PIPELINE`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use dmopt_ir::{Evaluator, Graph, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, infer};
+use dmopt_ir::{
+    Boundary, Evaluator, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, Violation,
+    infer, verify_model,
+};
 
+mod common_subexpressions;
+mod dedupe_initializers;
 mod drop_dead;
+mod fold_constants;
 mod fuse_scaled_sum;
 pub mod header;
 mod linear;
@@ -18,9 +24,17 @@ pub use fuse_scaled_sum::mixing_sites;
 pub use log::{Log, PassReport, Refused, Site};
 
 mod log;
+#[cfg(test)]
+mod testing;
 
 /// Every pass in the order in which they run; the whole list repeats until nothing changes.
-pub const PIPELINE: &[&dyn Pass] = &[&drop_dead::DropDead, &fuse_scaled_sum::FuseScaledSum];
+pub const PIPELINE: &[&dyn Pass] = &[
+    &drop_dead::DropDead,
+    &fold_constants::FoldConstants,
+    &dedupe_initializers::DedupeInitializers,
+    &common_subexpressions::CommonSubexpressions,
+    &fuse_scaled_sum::FuseScaledSum,
+];
 
 /// A rewrite of a graph.
 pub trait Pass: Sync {
@@ -208,6 +222,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     };
     let passes: Vec<&dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
     infer::infer_graph(&mut model.graph);
+    let baseline = (options.verify || cfg!(debug_assertions)).then(|| Baseline::of(model));
     let mut names = Names::of(model);
     let mut fuel = options.stop_after;
     let mut fold_budget = options.fold_budget.unwrap_or(FOLD_BUDGET);
@@ -237,8 +252,8 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
                 infer::infer_graph(&mut model.graph);
                 changed = true;
             }
-            if options.verify || cfg!(debug_assertions) {
-                verify(model, pass.name())?;
+            if let Some(baseline) = &baseline {
+                baseline.check(model, pass.name())?;
             }
         }
         if !changed || fuel == Some(0) {
@@ -262,8 +277,31 @@ fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Co
     pass.run(rewriter, context);
 }
 
-fn verify(_model: &Model, _pass: &'static str) -> Result<(), Error> {
-    Ok(())
+/// What a model looked like before any pass: a pass is not to blame for what was wrong already.
+struct Baseline {
+    boundary: Boundary,
+    wrong: HashMap<Invariant, usize>,
+}
+
+impl Baseline {
+    fn of(model: &Model) -> Baseline {
+        let mut wrong = HashMap::new();
+        for violation in verify_model(model) {
+            *wrong.entry(violation.invariant).or_default() += 1;
+        }
+        Baseline { boundary: Boundary::of(&model.graph), wrong }
+    }
+
+    /// An invariant that more operators break than before is the pass's doing; names may have changed, so they are
+    /// counted.
+    fn check(&self, model: &Model, pass: &'static str) -> Result<(), Error> {
+        let violations = verify_model(model);
+        let count = |i: Invariant| violations.iter().filter(|v| v.invariant == i).count();
+        let is_new = |v: &&Violation| count(v.invariant) > self.wrong.get(&v.invariant).copied().unwrap_or(0);
+        let new = violations.iter().filter(is_new).cloned().chain(self.boundary.check(&model.graph));
+        let new: Vec<String> = new.map(|v| v.to_string()).collect();
+        if new.is_empty() { Ok(()) } else { Err(Error::Broken { pass, violations: new.join("\n") }) }
+    }
 }
 
 /// Levenshtein distance, for suggestions.
@@ -279,4 +317,155 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use dmopt_ir::text::{parse_model, print_model};
+    use dmopt_ir::{EvalError, Op, Tensor};
+
+    use super::*;
+
+    /// Work for several passes: a fold, an unread operator, a copy, an Identity.
+    const BUSY: &str = "f (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] b = {2, 1}> {
+        c = Add(a, b)
+        unread = Exp(x)
+        i = Identity(x)
+        s = Mul(i, c)
+        t = Mul(x, c)
+        u = Add(s, t)
+        y = Relu(u)
+    }";
+
+    fn model(text: &str) -> Model {
+        parse_model(text).unwrap_or_else(|error| panic!("{text}\n{error}"))
+    }
+
+    fn only(passes: &[&str]) -> Options<'static> {
+        Options { only: passes.iter().map(|p| p.to_string()).collect(), verify: true, ..Options::default() }
+    }
+
+    fn rewrites(outcome: &Outcome) -> u64 {
+        outcome.passes.iter().map(|p| p.rewrites).sum()
+    }
+
+    #[test]
+    fn pass_names_are_file_names_with_dashes_and_unique() {
+        for pass in PIPELINE {
+            assert_eq!(PIPELINE.iter().filter(|p| p.name() == pass.name()).count(), 1);
+            assert!(
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join(format!("{}.rs", pass.name().replace('-', "_")))
+                    .is_file()
+            );
+        }
+    }
+
+    #[test]
+    fn a_second_run_changes_nothing() {
+        let mut model = model(BUSY);
+        let first = run(&mut model, &only(&[])).unwrap();
+        assert!(rewrites(&first) >= 4);
+        let text = print_model(&model);
+        let second = run(&mut model, &only(&[])).unwrap();
+        assert_eq!((rewrites(&second), second.safety), (0, None));
+        assert_eq!(print_model(&model), text);
+    }
+
+    #[test]
+    fn every_number_of_edits_up_to_the_last_leaves_a_sound_model() {
+        let all = rewrites(&run(&mut model(BUSY), &only(&[])).unwrap());
+        for stop_after in 0..=all + 1 {
+            let mut model = model(BUSY);
+            let outcome = run(&mut model, &Options { stop_after: Some(stop_after), ..only(&[]) }).unwrap();
+            assert_eq!(rewrites(&outcome), stop_after.min(all));
+            assert_eq!(outcome.out_of_fuel, stop_after <= all);
+            assert_eq!(verify_model(&model), []);
+        }
+    }
+
+    #[test]
+    fn an_unknown_pass_is_an_error_that_names_the_closest() {
+        for options in
+            [only(&["drop-daed"]), Options { skip: vec!["drop-daed".into()], ..Options::default() }]
+        {
+            let error = run(&mut model(BUSY), &options).unwrap_err();
+            assert_eq!(error.to_string(), "no pass is called 'drop-daed' (did you mean 'drop-dead'?)");
+        }
+    }
+
+    #[test]
+    fn skipped_passes_do_not_run_and_are_not_reported() {
+        let outcome =
+            run(&mut model(BUSY), &Options { skip: vec!["fold-constants".into()], ..only(&[]) }).unwrap();
+        assert!(outcome.passes.iter().all(|p| p.name != "fold-constants"));
+        assert_eq!(outcome.passes.len(), PIPELINE.len() - 1);
+    }
+
+    #[test]
+    fn bodies_are_visited_at_every_depth() {
+        let mut model = model(
+            "f (bool c, bool d, float[1] x) => (float[1] y) {
+               y = If (c) <
+                 then_branch = t () => (float[1] v) {
+                   v = If (d) <
+                     then_branch = t2 () => (float[1] p) { unread = Exp(x) p = Neg(x) },
+                     else_branch = e2 () => (float[1] q) { q = Abs(x) }>
+                 },
+                 else_branch = e () => (float[1] w) { gone = Exp(x) w = Relu(x) }>
+             }",
+        );
+        let outcome = run(&mut model, &only(&["drop-dead"])).unwrap();
+        assert_eq!(rewrites(&outcome), 2);
+        assert!(!print_model(&model).contains("Exp"));
+    }
+
+    /// Gives the first operand back, whatever the operator.
+    struct Echo;
+
+    impl Evaluator for Echo {
+        fn evaluate(&self, _: &Op, _: i64, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
+            inputs[0].map(|t| vec![t.clone()]).ok_or(EvalError::Failed("no operand".to_string()))
+        }
+    }
+
+    const NEEDS_EVALUATOR: &str =
+        "f (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] e> { e = Exp(a) y = Mul(x, e) }";
+
+    #[test]
+    fn edits_beyond_the_allowed_class_are_refused_and_reported() {
+        let options = Options { evaluator: Some(&Echo), allow: Some(Safety::Exact), ..only(&[]) };
+        let mut strict = model(NEEDS_EVALUATOR);
+        let outcome = run(&mut strict, &options).unwrap();
+        assert_eq!(outcome.safety, None);
+        assert_eq!(testing::refusals(&outcome), ["Exp of 'e': not bit-identical (reassociates)"]);
+        let outcome = run(&mut strict, &Options { allow: None, ..options }).unwrap();
+        assert_eq!(outcome.safety, Some(Safety::Reassociates));
+        assert!(testing::refusals(&outcome).is_empty());
+    }
+
+    #[test]
+    fn without_an_evaluator_its_operators_stay() {
+        let outcome = run(&mut model(NEEDS_EVALUATOR), &only(&[])).unwrap();
+        assert_eq!((rewrites(&outcome), testing::refusals(&outcome).len()), (0, 0));
+    }
+
+    #[test]
+    fn a_pass_is_not_blamed_for_a_model_that_was_wrong_before() {
+        // No operator set is imported.
+        let text = "f (float[2] x) => (float[2] y) { t = Identity(x) u = Relu(t) y = Relu(u) }";
+        let graph = dmopt_ir::text::parse_graph(text, dmopt_ir::Opsets::new()).unwrap();
+        let mut model = Model { graph, ..model(text) };
+        assert!(!verify_model(&model).is_empty());
+        assert!(run(&mut model, &only(&["drop-dead"])).is_ok());
+    }
+
+    #[test]
+    fn progress_names_each_pass_and_round() {
+        let seen = std::cell::RefCell::new(Vec::new());
+        let note = |pass: &str, round: usize| seen.borrow_mut().push(format!("{pass} {round}"));
+        let options = Options { progress: Some(&note), ..only(&["drop-dead"]) };
+        run(&mut model(BUSY), &options).unwrap();
+        assert_eq!(seen.into_inner(), ["drop-dead 1", "drop-dead 2"]);
+    }
 }
