@@ -472,14 +472,15 @@ impl<'g> Rewriter<'g> {
             constants.push(self.graph.new_value(name, ty, Def::Initializer(Box::new(tensor))));
         }
         let mut added = HashSet::new();
-        let mut results: Vec<Vec<ValueId>> = Vec::with_capacity(patch.ops.len());
+        let mut results: Vec<Vec<Option<ValueId>>> = Vec::with_capacity(patch.ops.len());
+        let resolve = |results: &[Vec<Option<ValueId>>], operand: Operand| match operand {
+            Operand::Value(v) => Some(v),
+            Operand::New { op, slot } => results[op][slot],
+            Operand::Constant(c) => Some(constants[c]),
+        };
         for (new, types) in patch.ops.into_iter().zip(types) {
-            let resolve = |operand: Operand| match operand {
-                Operand::Value(v) => v,
-                Operand::New { op, slot } => results[op][slot],
-                Operand::Constant(c) => constants[c],
-            };
-            let inputs: Vec<Option<ValueId>> = new.inputs.iter().map(|i| i.map(resolve)).collect();
+            let inputs: Vec<Option<ValueId>> =
+                new.inputs.iter().map(|i| i.and_then(|i| resolve(&results, i))).collect();
             let after = inputs.iter().flatten().filter_map(|&v| self.graph.producer(v));
             let after = after.map(|op| self.graph.op(op).rank).max().unwrap_or(0);
             let rank = match new.position {
@@ -489,11 +490,14 @@ impl<'g> Rewriter<'g> {
             let hint = new.result_hint.unwrap_or_else(|| {
                 format!("{}_out", if new.op.name.is_empty() { &new.op.op_type } else { &new.op.name })
             });
-            let outputs: Vec<ValueId> = (types.into_iter())
-                .map(|ty| self.graph.new_value(self.names.fresh(&hint), ty, Def::Dead))
-                .collect();
-            let outputs_of_op = outputs.iter().copied().map(Some).collect();
-            let id = self.graph.insert_op(Op { inputs, outputs: outputs_of_op, rank, ..new.op });
+            // A copy leaves out the results that its original leaves out.
+            let left_out = |slot: usize| matches!(new.op.outputs.get(slot), Some(None));
+            let mut outputs = Vec::with_capacity(types.len());
+            for (slot, ty) in types.into_iter().enumerate() {
+                let present = !left_out(slot);
+                outputs.push(present.then(|| self.graph.new_value(self.names.fresh(&hint), ty, Def::Dead)));
+            }
+            let id = self.graph.insert_op(Op { inputs, outputs: outputs.clone(), rank, ..new.op });
             // Its bodies may read what stands further down than its operands.
             self.graph.raise(id);
             added.insert(id);
@@ -503,11 +507,7 @@ impl<'g> Rewriter<'g> {
         let mut unread: Vec<ValueId> = patch.dropped;
         for (old, new) in patch.replacements {
             let fresh = !matches!(new, Operand::Value(_));
-            let new = match new {
-                Operand::Value(v) => v,
-                Operand::New { op, slot } => results[op][slot],
-                Operand::Constant(c) => constants[c],
-            };
+            let Some(new) = resolve(&results, new) else { continue };
             self.replace(old, new, fresh, &added);
             doomed.extend(self.graph.producer(old));
             unread.push(old);

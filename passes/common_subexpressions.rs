@@ -230,3 +230,193 @@ fn same_value(a: &AttributeValue, b: &AttributeValue) -> bool {
 fn same_sparse(a: &SparseTensor, b: &SparseTensor) -> bool {
     a.dims == b.dims && same_elements(&a.values, &b.values) && same_elements(&a.indices, &b.indices)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{check, left_alone};
+
+    const PASS: &str = "common-subexpressions";
+
+    #[test]
+    fn chains_of_equal_operators_merge() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y) { a = Exp(x) b = Neg(a) c = Exp(x) d = Neg(c) y = Add(b, d) }",
+            "f (float[2] x) => (float[2] y) { a = Exp(x) b = Neg(a) y = Add(b, b) }",
+        );
+    }
+
+    #[test]
+    fn attributes_are_compared_by_value_and_in_any_order() {
+        check(
+            PASS,
+            "f (float[1,1,4,4] x) => (float[1,1,3,3] y) {
+               a = AveragePool<kernel_shape = [2, 2], ceil_mode = 0>(x)
+               b = AveragePool<ceil_mode = 0, kernel_shape = [2, 2]>(x)
+               y = Add(a, b)
+             }",
+            "f (float[1,1,4,4] x) => (float[1,1,3,3] y) {
+               a = AveragePool<kernel_shape = [2, 2], ceil_mode = 0>(x)
+               y = Add(a, a)
+             }",
+        );
+        for (a, b) in [("alpha = 0.0", "alpha = -0.0"), ("alpha = 0.5", "beta = 0.5"), ("alpha = 0.5", "")] {
+            left_alone(
+                PASS,
+                &format!(
+                    "f (float[2] x) => (float[2] y) {{ a = Elu<{a}>(x) b = Elu<{b}>(x) y = Add(a, b) }}"
+                ),
+            );
+        }
+    }
+
+    #[test]
+    fn constants_merge_by_their_bytes() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y) {
+               a = Constant<value = float[2] {1, 2}>()
+               b = Constant<value = float[2] {1, 2}>()
+               c = Constant<value = float[2] {1, 3}>()
+               y = Sum(x, a, b, c)
+             }",
+            "f (float[2] x) => (float[2] y) {
+               a = Constant<value = float[2] {1, 2}>()
+               c = Constant<value = float[2] {1, 3}>()
+               y = Sum(x, a, a, c)
+             }",
+        );
+    }
+
+    #[test]
+    fn different_operands_and_domains_stay() {
+        left_alone(
+            PASS,
+            "f (float[2] x, float[2] z) => (float[2] y) { a = Sub(x, z) b = Sub(z, x) y = Add(a, b) }",
+        );
+        left_alone(
+            PASS,
+            "f (float[2] x) => (float[2] y) { a = com.acme.Odd(x) b = com.acme.Odd(x) y = Add(a, b) }",
+        );
+    }
+
+    #[test]
+    fn random_operators_stay() {
+        for op in ["RandomNormalLike(x)", "Bernoulli(x)", "Dropout(x, half, yes)"] {
+            left_alone(
+                PASS,
+                &format!(
+                    "f (float[2] x) => (float[2] y) <float half = {{0.5}}, bool yes = {{1}}>
+                     {{ a = {op} b = {op} y = com.acme.Use(a, b, half, yes) }}"
+                ),
+            );
+        }
+    }
+
+    #[test]
+    fn one_output_of_the_graph_takes_the_other_reader_along() {
+        check(
+            PASS,
+            "f (float[2] x) => (float[2] y, float[2] z) { a = Exp(x) y = Exp(x) z = Neg(a) }",
+            "f (float[2] x) => (float[2] y, float[2] z) { y = Exp(x) z = Neg(y) }",
+        );
+    }
+
+    #[test]
+    fn two_outputs_of_the_graph_stay() {
+        left_alone(PASS, "f (float[2] x) => (float[2] y, float[2] z) { y = Exp(x) z = Exp(x) }");
+    }
+
+    #[test]
+    fn the_survivor_must_have_every_result_that_is_read() {
+        check(
+            PASS,
+            "f (float[4] x) => (float[2] y) {
+               a, b = Split<num_outputs = 2>(x)
+               c, = Split<num_outputs = 2>(x)
+               y = Sum(a, b, c)
+             }",
+            "f (float[4] x) => (float[2] y) { a, b = Split<num_outputs = 2>(x) y = Sum(a, b, a) }",
+        );
+        left_alone(
+            PASS,
+            "f (float[4] x) => (float[2] y) {
+               c, = Split<num_outputs = 2>(x)
+               a, b = Split<num_outputs = 2>(x)
+               y = Sum(a, b, c)
+             }",
+        );
+    }
+
+    /// A large cheap result, then something else that is large, then the same result again.
+    fn apart(op: &str, between: &str, last: &str) -> String {
+        format!(
+            "f (float[100,100] x) => (float[100,100] y)
+             <float[100,100] w, float[100,100] a, float[100,100] b, float[100,100] c, float[100,100] d>
+             {{ a = {op} b = {between} c = Neg(b) d = {op} y = {last} }}"
+        )
+    }
+
+    #[test]
+    fn a_large_cheap_result_is_computed_again() {
+        let refused = left_alone(PASS, &apart("Exp(x)", "Sqrt(a)", "Add(c, d)"));
+        assert_eq!(refused, ["Exp of 'd': 40000 bytes of Exp of 'a' would stay alive until here"]);
+    }
+
+    #[test]
+    fn a_large_result_that_is_needed_anyway_merges() {
+        check(
+            PASS,
+            &apart("Exp(x)", "Sqrt(a)", "Sum(a, c, d)"),
+            "f (float[100,100] x) => (float[100,100] y) { a = Exp(x) b = Sqrt(a) c = Neg(b) y = Sum(a, c, a) }",
+        );
+    }
+
+    #[test]
+    fn an_expensive_result_merges() {
+        check(
+            PASS,
+            &apart("MatMul(x, w)", "Sqrt(a)", "Add(c, d)"),
+            "f (float[100,100] x) => (float[100,100] y) <float[100,100] w>
+             { a = MatMul(x, w) b = Sqrt(a) c = Neg(b) y = Add(c, a) }",
+        );
+    }
+
+    #[test]
+    fn a_new_name_for_the_same_elements_merges() {
+        check(
+            PASS,
+            &apart("Flatten(x)", "Sqrt(a)", "Add(c, d)"),
+            "f (float[100,100] x) => (float[100,100] y) { a = Flatten(x) b = Sqrt(a) c = Neg(b) y = Add(c, a) }",
+        );
+    }
+
+    #[test]
+    fn operators_with_bodies_stay() {
+        let branches = "then_branch = t () => (float[2] v) { v = Neg(x) }, else_branch = e () => (float[2] w) { w = Relu(x) }";
+        left_alone(
+            PASS,
+            &format!(
+                "f (bool c, float[2] x) => (float[2] y) {{ a = If (c) <{branches}> b = If (c) <{}> y = Add(a, b) }}",
+                branches.replace('v', "v2").replace("w ", "w2 ").replace("w)", "w2)")
+            ),
+        );
+    }
+
+    #[test]
+    fn bodies_merge_within_themselves() {
+        check(
+            PASS,
+            "f (bool c, float[2] x) => (float[2] y) {
+               y = If (c) <
+                 then_branch = t () => (float[2] v) { a = Exp(x) b = Exp(x) v = Add(a, b) },
+                 else_branch = e () => (float[2] w) { w = Relu(x) }>
+             }",
+            "f (bool c, float[2] x) => (float[2] y) {
+               y = If (c) <
+                 then_branch = t () => (float[2] v) { a = Exp(x) v = Add(a, a) },
+                 else_branch = e () => (float[2] w) { w = Relu(x) }>
+             }",
+        );
+    }
+}

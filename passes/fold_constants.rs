@@ -348,3 +348,366 @@ fn shape_of(op: &Op, ty: &TensorType) -> Option<Partial> {
     let elements: Vec<Option<i64>> = dims.get(start..end).unwrap_or_default().iter().map(size).collect();
     Some(Partial { dims: vec![elements.len() as u64], elements })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use dmopt_ir::text::print_graph;
+
+    use super::*;
+    use crate::Options;
+    use crate::testing::{check, check_with, left_alone, optimize, refusals};
+
+    const PASS: &str = "fold-constants";
+
+    /// `line` computes `t` from what is declared; the result is the constant `expected`.
+    fn folds(declared: &str, line: &str, expected: &str) {
+        check(
+            PASS,
+            &format!("f (float[1] x) => (float[1] y) <{declared}> {{ {line} y = com.acme.Use(x, t) }}"),
+            &format!("f (float[1] x) => (float[1] y) <{expected}> {{ y = com.acme.Use(x, t) }}"),
+        );
+    }
+
+    /// `line` computes `t` and stays; gives the refusals.
+    fn stays(declared: &str, line: &str) -> Vec<String> {
+        left_alone(
+            PASS,
+            &format!("f (float[1] x) => (float[1] y) <{declared}> {{ {line} y = com.acme.Use(x, t) }}"),
+        )
+    }
+
+    #[test]
+    fn elements_are_moved() {
+        let m = "int64[2,3] m = {1, 2, 3, 4, 5, 6}";
+        folds(m, "t = Transpose(m)", "int64[3,2] t = {1, 4, 2, 5, 3, 6}");
+        folds(m, "t = Flatten<axis = 0>(m)", "int64[1,6] t = {1, 2, 3, 4, 5, 6}");
+        folds(
+            &format!("{m}, int64[2] s = {{-1, 2}}"),
+            "t = Reshape(m, s)",
+            "int64[3,2] t = {1, 2, 3, 4, 5, 6}",
+        );
+        folds(
+            &format!("{m}, int64[1] a = {{-1}}"),
+            "t = Unsqueeze(m, a)",
+            "int64[2,3,1] t = {1, 2, 3, 4, 5, 6}",
+        );
+        folds("int64[1,2] m = {1, 2}", "t = Squeeze(m)", "int64[2] t = {1, 2}");
+        folds(&format!("{m}, int64 i = {{-1}}"), "t = Gather<axis = 1>(m, i)", "int64[2] t = {3, 6}");
+        folds(
+            &format!("{m}, int64[2,1] i = {{1, 0}}"),
+            "t = Gather(m, i)",
+            "int64[2,1,3] t = {4, 5, 6, 1, 2, 3}",
+        );
+        folds(
+            &format!("{m}, int64[2,1] n = {{8, 9}}"),
+            "t = Concat<axis = -1>(m, n)",
+            "int64[2,4] t = {1, 2, 3, 8, 4, 5, 6, 9}",
+        );
+        folds("float[2] m = {1, 2}, int64[2] s = {2, 1}", "t = Expand(m, s)", "float[2,2] t = {1, 2, 1, 2}");
+        folds(
+            "float16[2] m = {1.0, 2.0}, int64[1] r = {2}",
+            "t = Tile(m, r)",
+            "float16[4] t = {1.0, 2.0, 1.0, 2.0}",
+        );
+        folds(
+            "bool[2,1] c = {1, 0}, float[2] a = {1, 2}, float b = {7}",
+            "t = Where(c, a, b)",
+            "float[2,2] t = {1, 2, 7, 7}",
+        );
+    }
+
+    #[test]
+    fn slices_go_both_ways_and_are_clamped() {
+        for (bounds, expected) in [
+            ("int64[1] f = {1}, int64[1] e = {3}", "int64[2] t = {2, 3}"),
+            ("int64[1] f = {-2}, int64[1] e = {9223372036854775807}", "int64[2] t = {4, 5}"),
+            ("int64[1] f = {4}, int64[1] e = {2}", "int64[0] t = {}"),
+        ] {
+            folds(&format!("int64[5] m = {{1, 2, 3, 4, 5}}, {bounds}"), "t = Slice(m, f, e)", expected);
+        }
+        for (bounds, expected) in [
+            (
+                "int64[1] f = {-1}, int64[1] e = {-9223372036854775808}, int64[1] s = {-2}",
+                "int64[3] t = {5, 3, 1}",
+            ),
+            ("int64[1] f = {0}, int64[1] e = {5}, int64[1] s = {3}", "int64[2] t = {1, 4}"),
+            ("int64[1] f = {3}, int64[1] e = {0}, int64[1] s = {-1}", "int64[3] t = {4, 3, 2}"),
+        ] {
+            let declared = format!("int64[5] m = {{1, 2, 3, 4, 5}}, int64[1] a = {{0}}, {bounds}");
+            folds(&declared, "t = Slice(m, f, e, a, s)", expected);
+        }
+    }
+
+    #[test]
+    fn a_split_gives_several_constants() {
+        check(
+            PASS,
+            "f (float[1] x) => (float[1] y) <int64[5] m = {1, 2, 3, 4, 5}>
+             { a, b, c = Split<num_outputs = 3>(m) y = com.acme.Use(x, a, b, c) }",
+            "f (float[1] x) => (float[1] y) <int64[2] a = {1, 2}, int64[2] b = {3, 4}, int64[1] c = {5}>
+             { y = com.acme.Use(x, a, b, c) }",
+        );
+    }
+
+    #[test]
+    fn integers_are_computed() {
+        let two = "int64[2] a = {-7, 7}, int64[2] b = {2, -2}";
+        folds(two, "t = Add(a, b)", "int64[2] t = {-5, 5}");
+        folds(two, "t = Sub(a, b)", "int64[2] t = {-9, 9}");
+        folds(two, "t = Mul(a, b)", "int64[2] t = {-14, -14}");
+        folds(two, "t = Div(a, b)", "int64[2] t = {-3, -3}");
+        folds(two, "t = Mod(a, b)", "int64[2] t = {1, -1}");
+        folds(two, "t = Mod<fmod = 1>(a, b)", "int64[2] t = {-1, 1}");
+        folds(two, "t = Min(a, b)", "int64[2] t = {-7, -2}");
+        folds(two, "t = Max(a, b, a)", "int64[2] t = {2, 7}");
+        folds(two, "t = Neg(a)", "int64[2] t = {7, -7}");
+        folds(two, "t = Less(a, b)", "bool[2] t = {1, 0}");
+        folds("uint64 a = {18446744073709551615}, uint64 b = {1}", "t = Less(a, b)", "bool t = {0}");
+        folds("bool[2] a = {1, 0}, bool b = {1}", "t = Xor(a, b)", "bool[2] t = {0, 1}");
+        folds("bool[2] a = {1, 0}", "t = Not(a)", "bool[2] t = {0, 1}");
+        folds(
+            "int64 a = {5}, int64 b = {-2}, int64 c = {-3}",
+            "t = Range(a, b, c)",
+            "int64[3] t = {5, 2, -1}",
+        );
+        folds("int64 a = {5}, int64 b = {-2}, int64 c = {3}", "t = Range(a, b, c)", "int64[0] t = {}");
+        folds("int64[2] a = {1, 2}", "t = ConstantOfShape<value = int64[1] {7}>(a)", "int64[1,2] t = {7, 7}");
+    }
+
+    #[test]
+    fn floats_are_rounded_to_their_type() {
+        folds("float a = {16777216}, float b = {1}", "t = Add(a, b)", "float t = {16777216}");
+        folds("float16 a = {2048.0}, float16 b = {1.0}", "t = Add(a, b)", "float16 t = {2048.0}");
+        folds("float a = {1}, float b = {3}", "t = Div(a, b)", "float t = {0.33333334}");
+        folds("float a = {2}", "t = Sqrt(a)", "float t = {1.4142135}");
+        folds("float a = {0}", "t = Neg(a)", "float t = {-0.0}");
+        folds("float[2] a = {1, nan}", "t = Equal(a, a)", "bool[2] t = {1, 0}");
+    }
+
+    #[test]
+    fn casts_follow_the_standard() {
+        folds("float[3] a = {-1.9, 1.9, 3}", "t = Cast<to = 7>(a)", "int64[3] t = {-1, 1, 3}");
+        folds("int32[2] a = {200, -1}", "t = Cast<to = 3>(a)", "int8[2] t = {-56, -1}");
+        folds("float[3] a = {0, -0.0, 0.1}", "t = Cast<to = 9>(a)", "bool[3] t = {0, 0, 1}");
+        folds("int64 a = {16777217}", "t = Cast<to = 1>(a)", "float t = {16777216}");
+        folds("float a = {1.1}", "t = Cast<to = 10>(a)", "float16 t = {1.1}");
+    }
+
+    #[test]
+    fn what_the_standard_leaves_open_is_refused() {
+        for (declared, line, reason) in [
+            ("int64 a = {1}, int64 b = {0}", "t = Div(a, b)", "Div of 't': an integer is divided by zero"),
+            ("int8 a = {100}", "t = Add(a, a)", "Add of 't': an integer overflows"),
+            ("uint8 a = {1}, uint8 b = {2}", "t = Sub(a, b)", "Sub of 't': an integer overflows"),
+            ("float a = {300}", "t = Cast<to = 3>(a)", "Cast of 't': a number does not fit the integer type"),
+            ("float a = {nan}", "t = Cast<to = 7>(a)", "Cast of 't': a number does not fit the integer type"),
+            ("float a = {-1}", "t = Cast<to = 2>(a)", "Cast of 't': a number does not fit the integer type"),
+            (
+                "double a = {1.1}",
+                "t = Cast<to = 10>(a)",
+                "Cast of 't': runtimes differ in how they round this cast",
+            ),
+        ] {
+            assert_eq!(stays(declared, line), [reason]);
+        }
+    }
+
+    #[test]
+    fn constant_operators_alone_stay() {
+        stays("", "t = Constant<value_ints = [1, 2]>()");
+    }
+
+    #[test]
+    fn constant_operators_are_operands_in_every_spelling() {
+        folds(
+            "",
+            "a = Constant<value_ints = [1, 2]>() b = Constant<value_int = 3>() c = Constant<value = int64[1] {4}>()
+             u = Add(a, b) t = Add(u, c)",
+            "int64[2] t = {8, 9}",
+        );
+    }
+
+    #[test]
+    fn defaults_of_inputs_are_no_constants() {
+        left_alone(PASS, "f (float[1] x, float[1] a = {1}) => (float[1] y) { t = Neg(a) y = Add(x, t) }");
+    }
+
+    #[test]
+    fn a_constant_output_keeps_its_name() {
+        check(
+            PASS,
+            "f () => (float[1] y) <float[1] a = {1}> { y = Neg(a) }",
+            "f () => (float[1] y) <float[1] b = {-1}> { y = Identity(b) }",
+        );
+    }
+
+    /// The result of `line`, which reads `x`, is known from types.
+    fn knows(ty: &str, line: &str, expected: &str) {
+        check(
+            PASS,
+            &format!("f ({ty} x) => (float[1] y) <int64[1] one = {{1}}, int64[1] three = {{3}}, int64 last = {{-1}}>
+                      {{ {line} y = com.acme.Use(x, t, one, three, last) }}"),
+            &format!("f ({ty} x) => (float[1] y)
+                      <{expected}, int64[1] one = {{1}}, int64[1] three = {{3}}, int64 last = {{-1}}>
+                      {{ y = com.acme.Use(x, t, one, three, last) }}"),
+        );
+    }
+
+    #[test]
+    fn sizes_come_from_types() {
+        knows("float[2,3]", "t = Shape(x)", "int64[2] t = {2, 3}");
+        knows("float[2,3]", "t = Size(x)", "int64 t = {6}");
+        knows("float[]", "u = Constant<value_int = 1>() t = Neg(u)", "int64 t = {-1}");
+    }
+
+    #[test]
+    fn the_known_part_of_a_shape_is_enough() {
+        knows("float[N,3,4]", "t = Shape<start = 1>(x)", "int64[2] t = {3, 4}");
+        knows("float[N,3,4]", "t = Shape<start = -2, end = -1>(x)", "int64[1] t = {3}");
+        knows("float[2,N]", "t = Shape<start = 5>(x)", "int64[0] t = {}");
+        knows("float[N,3,4]", "s = Shape(x) t = Slice(s, one, three)", "int64[2] t = {3, 4}");
+        knows("float[N,3,4]", "s = Shape(x) t = Gather(s, last)", "int64 t = {4}");
+        knows(
+            "float[N,3,4]",
+            "s = Shape(x) u = Slice(s, one, three) c = Concat<axis = 0>(s, u) t = Slice(c, one, three)",
+            "int64[2] t = {3, 4}",
+        );
+    }
+
+    #[test]
+    fn an_unknown_size_is_not_invented() {
+        left_alone(PASS, "f (float[N,3] x) => (int64[2] y) { s = Shape(x) y = Neg(s) }");
+        left_alone(
+            PASS,
+            "f (float[N,3] x) => (int64 y) <int64 first = {0}> { s = Shape(x) t = Gather(s, first) y = Neg(t) }",
+        );
+        left_alone(PASS, "f (float[N,3] x) => (int64 y) { s = Size(x) y = Neg(s) }");
+    }
+
+    #[test]
+    fn random_operators_and_quantized_weights_stay() {
+        left_alone(
+            PASS,
+            "f (float[2] x) => (float[2] y) <int64[1] s = {2}, float[2] p = {0.5, 0.5}> { t = Bernoulli(p) y = Add(x, t) }",
+        );
+        left_alone(
+            PASS,
+            "f (float[2] x) => (float[2] y) <int8[2] w = {1, 2}, float s = {0.5}> { t = DequantizeLinear(w, s) y = Add(x, t) }",
+        );
+    }
+
+    #[test]
+    fn a_huge_result_costs_nothing() {
+        let refused =
+            stays("int64[2] s = {1048576, 1048576}, float[1048576,1048576] t", "t = ConstantOfShape(s)");
+        assert_eq!(
+            refused,
+            ["ConstantOfShape of 't': the result has 4398046511104 bytes and replaces 16; \
+              the budget for growth is 1048576 bytes"]
+        );
+    }
+
+    #[test]
+    fn operands_that_go_make_room() {
+        let text = "f (float[1] x) => (float[1] y) <int64[4] a = {1, 2, 3, 4}> { t = Neg(a) y = com.acme.Use(x, t) }";
+        let (_, outcome) = optimize(PASS, text, Options { fold_budget: Some(0), ..Options::default() });
+        assert_eq!(outcome.passes[0].rewrites, 1);
+        let text = text.replace("Use(x, t)", "Use(x, t, a)");
+        let (_, outcome) = optimize(PASS, &text, Options { fold_budget: Some(31), ..Options::default() });
+        assert_eq!(
+            refusals(&outcome),
+            ["Neg of 't': the result has 32 bytes and replaces 0; the budget for growth is 31 bytes"]
+        );
+    }
+
+    #[test]
+    fn the_budget_is_one_for_the_whole_model() {
+        let text = "f (float[1] x) => (float[1] y) <int64[2] s = {2, 2}, float a = {1}>
+                    { t = Expand(a, s) u = Expand(a, s) y = com.acme.Use(x, t, u) }";
+        let (_, outcome) = optimize(PASS, text, Options { fold_budget: Some(20), ..Options::default() });
+        // The second one would free `a` and `s` too: 16 bytes for 20.
+        assert_eq!(outcome.passes[0].rewrites, 2);
+        let (_, outcome) = optimize(PASS, text, Options { fold_budget: Some(15), ..Options::default() });
+        assert_eq!(outcome.passes[0].rewrites, 0);
+    }
+
+    #[test]
+    fn tensors_without_data_stay() {
+        left_alone(PASS, "f (float[2] x) => (float[2] y) <float[2] w> { t = Neg(w) y = Add(x, t) }");
+    }
+
+    #[test]
+    fn constants_fold_within_bodies() {
+        check(
+            PASS,
+            "f (bool c, float[2] x) => (float[2] y) {
+               y = If (c) <
+                 then_branch = t () => (float[2] v) <float[2] a = {1, 2}> { b = Neg(a) v = Add(x, b) },
+                 else_branch = e () => (float[2] w) { w = Relu(x) }>
+             }",
+            "f (bool c, float[2] x) => (float[2] y) {
+               y = If (c) <
+                 then_branch = t () => (float[2] v) <float[2] b = {-1, -2}> { v = Add(x, b) },
+                 else_branch = e () => (float[2] w) { w = Relu(x) }>
+             }",
+        );
+    }
+
+    /// Adds one to f32 numbers, and counts how often it was asked.
+    #[derive(Default)]
+    struct PlusOne(AtomicU64);
+
+    impl Evaluator for PlusOne {
+        fn evaluate(&self, op: &Op, _: i64, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let tensor = inputs[0].ok_or(EvalError::Failed("no operand".to_string()))?;
+            let values: Vec<f64> = tensor.to_f64().unwrap().iter().map(|v| v + 1.0).collect();
+            match op.op_type.as_str() {
+                "Selu" => Err(EvalError::Unsupported("Selu".to_string())),
+                "Cos" => Err(EvalError::Failed("out of order".to_string())),
+                _ => Ok(vec![Tensor::from_f64(tensor.dtype, tensor.dims.clone(), &values).unwrap()]),
+            }
+        }
+    }
+
+    #[test]
+    fn the_evaluator_computes_the_rest() {
+        let outcome = check_with(
+            PASS,
+            "f (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] t> { t = Exp(a) y = Add(x, t) }",
+            "f (float[2] x) => (float[2] y) <float[2] t = {2, 3}> { y = Add(x, t) }",
+            Some(&PlusOne::default()),
+        );
+        assert_eq!(outcome.safety, Some(Safety::Reassociates));
+    }
+
+    #[test]
+    fn what_fails_in_the_evaluator_is_reported_and_what_it_does_not_know_is_not() {
+        let model = |op: &str| {
+            format!(
+                "f (float[2] x) => (float[2] y) <float[2] a = {{1, 2}}, float[2] t> {{ t = {op}(a) y = Add(x, t) }}"
+            )
+        };
+        let evaluator = PlusOne::default();
+        let options = || Options { evaluator: Some(&evaluator), ..Options::default() };
+        assert_eq!(refusals(&optimize(PASS, &model("Cos"), options()).1), ["Cos of 't': out of order"]);
+        assert!(refusals(&optimize(PASS, &model("Selu"), options()).1).is_empty());
+    }
+
+    #[test]
+    fn the_evaluator_is_not_asked_for_results_of_unknown_or_excessive_size() {
+        let evaluator = PlusOne::default();
+        for declared in ["float[?] t", "float[1048576,1048576] t"] {
+            let text = format!(
+                "f (float[2] x) => (float[2] y) <float[2] a = {{1, 2}}, {declared}>
+                 {{ t = Unheard(a) y = com.acme.Use(x, t) }}"
+            );
+            let (model, _) =
+                optimize(PASS, &text, Options { evaluator: Some(&evaluator), ..Options::default() });
+            assert!(print_graph(&model.graph).contains("Unheard"));
+        }
+        assert_eq!(evaluator.0.load(Ordering::Relaxed), 0);
+    }
+}
