@@ -241,7 +241,8 @@ mod tests {
     fn chains_of_equal_operators_merge() {
         check(
             PASS,
-            "f (float[2] x) => (float[2] y) { a = Exp(x) b = Neg(a) c = Exp(x) d = Neg(c) y = Add(b, d) }",
+            "f (float[2] x) => (float[2] y) <float[2] a, float[2] b, float[2] c, float[2] d>
+             { a = Exp(x) b = Neg(a) c = Exp(x) d = Neg(c) y = Add(b, d) }",
             "f (float[2] x) => (float[2] y) { a = Exp(x) b = Neg(a) y = Add(b, b) }",
         );
     }
@@ -333,15 +334,15 @@ mod tests {
             PASS,
             "f (float[4] x) => (float[2] y) {
                a, b = Split<num_outputs = 2>(x)
-               c, = Split<num_outputs = 2>(x)
+               , c = Split<num_outputs = 2>(x)
                y = Sum(a, b, c)
              }",
-            "f (float[4] x) => (float[2] y) { a, b = Split<num_outputs = 2>(x) y = Sum(a, b, a) }",
+            "f (float[4] x) => (float[2] y) { a, b = Split<num_outputs = 2>(x) y = Sum(a, b, b) }",
         );
         left_alone(
             PASS,
             "f (float[4] x) => (float[2] y) {
-               c, = Split<num_outputs = 2>(x)
+               , c = Split<num_outputs = 2>(x)
                a, b = Split<num_outputs = 2>(x)
                y = Sum(a, b, c)
              }",
@@ -368,7 +369,8 @@ mod tests {
         check(
             PASS,
             &apart("Exp(x)", "Sqrt(a)", "Sum(a, c, d)"),
-            "f (float[100,100] x) => (float[100,100] y) { a = Exp(x) b = Sqrt(a) c = Neg(b) y = Sum(a, c, a) }",
+            "f (float[100,100] x) => (float[100,100] y) <float[100,100] w>
+             { a = Exp(x) b = Sqrt(a) c = Neg(b) y = Sum(a, c, a) }",
         );
     }
 
@@ -387,7 +389,8 @@ mod tests {
         check(
             PASS,
             &apart("Flatten(x)", "Sqrt(a)", "Add(c, d)"),
-            "f (float[100,100] x) => (float[100,100] y) { a = Flatten(x) b = Sqrt(a) c = Neg(b) y = Add(c, a) }",
+            "f (float[100,100] x) => (float[100,100] y) <float[100,100] w>
+             { a = Flatten(x) b = Sqrt(a) c = Neg(b) y = Add(c, a) }",
         );
     }
 

@@ -284,9 +284,9 @@ fn chosen(graph: &Graph, op: &Op, result: ValueId) -> Option<ValueId> {
         return None;
     };
     let (x, other) = (op.input(slot)?, op.input(other)?);
-    let broadcasts = !same_shape(graph, x, result)
-        && !(same_shape(graph, x, other) && absorbs(graph, x, condition, result));
-    (!broadcasts).then_some(x)
+    let keeps_shape =
+        same_shape(graph, x, result) || same_shape(graph, x, other) && absorbs(graph, x, condition, result);
+    keeps_shape.then_some(x)
 }
 
 /// `Reshape(Reshape(x, a), b) = Reshape(x, b)`: the elements stay in order, so only `b` matters, unless a 0 in it

@@ -462,7 +462,7 @@ mod tests {
         folds(two, "t = Mod<fmod = 1>(a, b)", "int64[2] t = {-1, 1}");
         folds(two, "t = Min(a, b)", "int64[2] t = {-7, -2}");
         folds(two, "t = Max(a, b, a)", "int64[2] t = {2, 7}");
-        folds(two, "t = Neg(a)", "int64[2] t = {7, -7}");
+        folds("int64[2] a = {-7, 7}", "t = Neg(a)", "int64[2] t = {7, -7}");
         folds(two, "t = Less(a, b)", "bool[2] t = {1, 0}");
         folds("uint64 a = {18446744073709551615}, uint64 b = {1}", "t = Less(a, b)", "bool t = {0}");
         folds("bool[2] a = {1, 0}, bool b = {1}", "t = Xor(a, b)", "bool[2] t = {0, 1}");
