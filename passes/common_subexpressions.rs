@@ -30,7 +30,7 @@
 //!
 //! refused: 40000 bytes would stay alive while c is computed
 //! ```onnx
-//! f (float[100,100] x) => (float[100,100] y) <float[100,100] a, float[100,100] b, float[100,100] c, float[100,100] d> {
+//! f (float[100,100] x) => (float[100,100] y) {
 //!   a = Exp(x)
 //!   b = ReduceSum<keepdims = 1>(a)
 //!   c = Mul(x, b)

@@ -28,7 +28,7 @@
 //! Exporters read sizes back from tensors.
 //!
 //! ```onnx
-//! f (float[N,2,8] x) => (float[4,?] y) <int64[1] from = {1}, int64[1] to = {2}, int64[1] two = {2}, int64[1] rest = {-1}> {
+//! f (float[N,2,8] x) => (float[4,M] y) <int64[1] from = {1}, int64[1] to = {2}, int64[1] two = {2}, int64[1] rest = {-1}> {
 //!   s = Shape(x)
 //!   c = Slice(s, from, to)
 //!   m = Mul(c, two)
@@ -38,7 +38,7 @@
 //! ```
 //! ->
 //! ```onnx
-//! f (float[N,2,8] x) => (float[4,?] y) <int64[2] t = {4, -1}> {
+//! f (float[N,2,8] x) => (float[4,M] y) <int64[2] t = {4, -1}> {
 //!   y = Reshape(x, t)
 //! }
 //! ```

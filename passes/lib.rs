@@ -221,15 +221,20 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         (options.only.is_empty() || options.only.contains(&name)) && !options.skip.contains(&name)
     };
     let passes: Vec<&dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
-    infer::infer_graph(&mut model.graph);
+    let notes = infer::infer_graph(&mut model.graph);
     let baseline = (options.verify || cfg!(debug_assertions)).then(|| Baseline::of(model));
     let mut names = Names::of(model);
     let mut fuel = options.stop_after;
     let mut fold_budget = options.fold_budget.unwrap_or(FOLD_BUDGET);
     let mut logs: BTreeMap<&str, Log> = BTreeMap::new();
-    let mut outcome = Outcome::default();
+    let notes = notes.iter().map(ToString::to_string).collect();
+    let mut outcome = Outcome { notes, ..Outcome::default() };
     for round in 1..=MAX_ROUNDS {
         let mut changed = false;
+        if round > 1 {
+            // What has become a constant may be the shape of something.
+            infer::infer_graph(&mut model.graph);
+        }
         for pass in &passes {
             if let Some(progress) = options.progress {
                 progress(pass.name(), round);
