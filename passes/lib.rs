@@ -231,10 +231,6 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     let mut outcome = Outcome { notes, ..Outcome::default() };
     for round in 1..=MAX_ROUNDS {
         let mut changed = false;
-        if round > 1 {
-            // What has become a constant may be the shape of something.
-            infer::infer_graph(&mut model.graph);
-        }
         for pass in &passes {
             if let Some(progress) = options.progress {
                 progress(pass.name(), round);
