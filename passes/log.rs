@@ -1,5 +1,7 @@
 //! What passes report: counts, refusals, mixing sites.
 
+use std::collections::HashSet;
+
 use dmopt_ir::Safety;
 
 use crate::Pass;
@@ -18,7 +20,7 @@ pub struct PassReport {
 }
 
 /// A place where a pass found its pattern and left it alone.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Refused {
     /// The operator.
     pub node: String,
@@ -47,6 +49,7 @@ pub struct Log {
     pub(crate) rewrites: u64,
     pub(crate) sites: Vec<Site>,
     refused: Vec<Refused>,
+    seen: HashSet<Refused>,
     rounds: usize,
 }
 
@@ -54,13 +57,14 @@ impl Log {
     /// Refusals of an earlier round are forgotten: what still stands in the way says so again.
     pub(crate) fn start_round(&mut self) {
         self.refused.clear();
+        self.seen.clear();
         self.rounds += 1;
     }
 
     /// Notes that an edit was not certain to be safe.
     pub fn refuse(&mut self, node: String, reason: String) {
         let entry = Refused { node, reason };
-        if !self.refused.contains(&entry) {
+        if self.seen.insert(entry.clone()) {
             self.refused.push(entry);
         }
     }
