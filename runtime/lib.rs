@@ -20,6 +20,10 @@
 pub mod compare;
 pub mod evaluate;
 pub mod inputs;
+#[cfg(feature = "ort")]
+pub mod ort;
+#[cfg(any(feature = "ort", feature = "tract"))]
+mod panics;
 #[cfg(test)]
 #[cfg(feature = "tract")]
 mod testing;
@@ -157,6 +161,14 @@ pub enum RuntimeError {
         /// Name of the runtime.
         runtime: &'static str,
         /// What it said.
+        reason: String,
+    },
+    /// The runtime, the execution provider or the device that was asked for is not there.
+    #[error("{runtime} is not available: {reason}")]
+    Unavailable {
+        /// What was asked for.
+        runtime: &'static str,
+        /// What is missing.
         reason: String,
     },
     /// Inputs of this type cannot be made or passed.

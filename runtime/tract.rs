@@ -7,11 +7,9 @@
 //!
 //! Panics in tract become errors, which needs `panic = "unwind"`, the default.
 
-use std::cell::Cell;
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Instant;
 
 use dmopt_ir::{DType, Dim, Tensor, TensorType};
@@ -26,6 +24,7 @@ use tract_onnx::prelude::{
     Tensor as TractTensor, TractError, TractResult, TypedRunnableModel,
 };
 
+use crate::panics::catch;
 use crate::{Backend, Interface, ModelFile, Named, Outputs, Port, RuntimeError, Session};
 
 const NAME: &str = "tract";
@@ -135,33 +134,9 @@ fn folder(model: &ModelFile) -> Result<Option<&str>, RuntimeError> {
         .transpose()
 }
 
-/// Runs code that may panic; the panic message becomes the error and does not reach the terminal.
+/// Runs code of tract, which may panic.
 fn guard<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
-    thread_local!(static GUARDED: Cell<bool> = const { Cell::new(false) });
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let previous = take_hook();
-        set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                previous(info);
-            }
-        }));
-    });
-    let outer = GUARDED.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(outer);
-    match result {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(e)) => Err(message(&e)),
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("unknown panic");
-            Err(text.to_string())
-        }
-    }
+    catch(work)?.map_err(|e| message(&e))
 }
 
 /// The outermost and the innermost message: which node, and what was wrong with it. What lies between is tract's

@@ -1,0 +1,340 @@
+//! ONNX Runtime, loaded at run time: nothing of it is needed to build.
+//!
+//! [`discover()`] lists the libraries of this machine, [`OnnxRuntime::find`] loads the one to use. A process can use
+//! one library, once; the first that loads stays.
+//!
+//! A session is of one of two [kinds](SessionKind): what everybody gets who sets nothing, and the documented
+//! low-memory configuration. On CUDA nothing ever falls back in silence: without the provider, the driver or a
+//! device there is an error, and nodes that ONNX Runtime places on the CPU are [listed](OrtSession::elsewhere).
+//!
+//! What memory a model takes is measured by [`OnnxRuntime::memory`].
+
+mod counting;
+mod discover;
+mod measure;
+mod nodes;
+mod settings;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use ort::AsPointer;
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::session::{Session as RawSession, SessionOutputs};
+
+use crate::panics::catch;
+use crate::{Backend, Interface, ModelFile, Named, Outputs, Port, RuntimeError, Session};
+use values::Input;
+
+pub use counting::Peak;
+pub use discover::{Candidate, Library, Origin, choose, discover, inspect};
+pub use measure::{Arena, Memory};
+pub use nodes::Placement;
+pub use settings::{Ep, Language, SessionKind, session_code};
+
+const NAME: &str = "onnxruntime";
+
+/// The library that this process uses.
+#[derive(Debug)]
+struct Loaded {
+    path: PathBuf,
+    library: Library,
+    /// `onnxruntime 1.32.0`.
+    name: String,
+    environment: Environment,
+}
+
+static LOADED: Mutex<Option<&'static Loaded>> = Mutex::new(None);
+
+/// A loaded ONNX Runtime.
+#[derive(Clone, Copy, Debug)]
+pub struct OnnxRuntime(&'static Loaded);
+
+impl OnnxRuntime {
+    /// Loads the library that [`choose`] prefers.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`] when there is none that can be used.
+    pub fn find(explicit: Option<&Path>) -> Result<OnnxRuntime, RuntimeError> {
+        OnnxRuntime::load(&choose(explicit).map_err(unavailable)?.path)
+    }
+
+    /// Loads a library. Loading the same again gives the same.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`] when it does not load, is too old, or this process uses another one already.
+    pub fn load(path: &Path) -> Result<OnnxRuntime, RuntimeError> {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = *loaded {
+            return if loaded.path == path {
+                Ok(OnnxRuntime(loaded))
+            } else {
+                Err(unavailable(format!("this process uses {} already", loaded.path.display())))
+            };
+        }
+        let library =
+            inspect(&path).map_err(|reason| unavailable(format!("{}: {reason}", path.display())))?;
+        // Everything else in `ort` panics until a library is loaded; this does not.
+        let builder = ort::init_from(&path).map_err(unavailable)?;
+        let environment = catch(|| builder.with_name("dmopt").with_telemetry(false).build())
+            .map_err(unavailable)?
+            .map_err(unavailable)?;
+        environment.set_log_level(LogLevel::Error);
+        counting::register(environment.ptr().cast_mut()).map_err(unavailable)?;
+        let name = format!("{NAME} {}", library.version);
+        let new: &'static Loaded = Box::leak(Box::new(Loaded { path, library, name, environment }));
+        *loaded = Some(new);
+        Ok(OnnxRuntime(new))
+    }
+
+    /// The library.
+    pub fn path(&self) -> &'static Path {
+        &self.0.path
+    }
+
+    /// What the library says of itself.
+    pub fn library(&self) -> &'static Library {
+        &self.0.library
+    }
+
+    /// Devices that the library finds, as `CPUExecutionProvider: CPU, GenuineIntel`.
+    pub fn devices(&self) -> Vec<String> {
+        let describe = |device: ort::device::Device<'_>| -> ort::Result<String> {
+            let hardware = device.hardware_device();
+            Ok(format!("{}: {:?}, {}", device.ep()?, hardware.ty(), hardware.vendor()?))
+        };
+        catch(|| self.0.environment.devices().flat_map(describe).collect()).unwrap_or_default()
+    }
+
+    /// Sessions of this kind as a [`Backend`].
+    pub fn backend(&self, kind: SessionKind, ep: Ep) -> OrtBackend {
+        OrtBackend { runtime: *self, kind, ep }
+    }
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// As [`Backend::load`]; [`RuntimeError::Unavailable`] when the execution provider is not there.
+    pub fn session(&self, model: &ModelFile, kind: SessionKind, ep: Ep) -> Result<OrtSession, RuntimeError> {
+        self.open(model, &Setup { kind, ep, counted: None })
+    }
+
+    fn open(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<OrtSession, RuntimeError> {
+        let raw = catch(|| {
+            let mut builder = self.builder(model, setup)?;
+            builder.commit_from_memory(&model.bytes).map_err(refused)
+        })
+        .map_err(failed)??;
+        let ports = |outlets: &[ort::value::Outlet]| -> Result<Vec<Port>, RuntimeError> {
+            outlets.iter().map(values::port).collect()
+        };
+        let interface = Interface { inputs: ports(raw.inputs())?, outputs: ports(raw.outputs())? };
+        let elsewhere = match setup.ep {
+            Ep::Cpu => Vec::new(),
+            Ep::Cuda { .. } => settings::not_on(settings::CUDA, nodes::placements(&raw)?),
+        };
+        Ok(OrtSession { raw, interface, ep: setup.ep, elsewhere })
+    }
+
+    fn builder(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<SessionBuilder, RuntimeError> {
+        // Without a policy of ours, `ort` lets ONNX Runtime pick devices by itself.
+        let mut builder = SessionBuilder::new(&self.0.environment)
+            .map_err(failed)?
+            .with_auto_device(AutoDevicePolicy::PreferCPU)
+            .map_err(failed)?;
+        if let Some(folder) = &model.folder {
+            // The parent of a bare file name is the empty path, which means the current folder.
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let folder = folder
+                .to_str()
+                .ok_or_else(|| unsupported(format!("folder name {} is not UTF-8", folder.display())))?;
+            builder = builder
+                .with_config_entry("session.model_external_initializers_file_folder_path", folder)
+                .map_err(failed)?;
+        }
+        if setup.kind == SessionKind::Tuned {
+            builder = builder
+                .with_memory_pattern(false)
+                .map_err(failed)?
+                .with_optimization_level(GraphOptimizationLevel::Level1)
+                .map_err(failed)?;
+            // SAFETY: the options are alive and ours alone.
+            let status = unsafe { (ort::api().DisableCpuMemArena)(builder.ptr_mut()) };
+            // SAFETY: the status was just returned by ONNX Runtime.
+            unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
+        }
+        if let Ep::Cuda { device } = setup.ep {
+            let provider = settings::cuda_provider(setup.kind, device).error_on_failure();
+            builder = builder
+                .with_execution_providers([provider])
+                .map_err(|e| RuntimeError::Unavailable { runtime: settings::CUDA, reason: one_line(e) })?
+                .with_config_entry(nodes::RECORD, "1")
+                .map_err(failed)?;
+        }
+        if let Some(profile) = setup.counted {
+            // One thread: what it allocates is all, and temporaries per thread do not depend on the machine.
+            builder = builder
+                .with_env_allocators()
+                .map_err(failed)?
+                .with_intra_threads(1)
+                .map_err(failed)?
+                .with_profiling(profile)
+                .map_err(failed)?;
+        }
+        Ok(builder)
+    }
+}
+
+/// How a session is made.
+struct Setup<'a> {
+    kind: SessionKind,
+    ep: Ep,
+    /// Use the counting allocator and a single thread, and write a profile to a file of this prefix.
+    counted: Option<&'a Path>,
+}
+
+/// ONNX Runtime as a [`Backend`].
+#[derive(Clone, Copy, Debug)]
+pub struct OrtBackend {
+    runtime: OnnxRuntime,
+    kind: SessionKind,
+    ep: Ep,
+}
+
+impl Backend for OrtBackend {
+    fn name(&self) -> &'static str {
+        &self.runtime.0.name
+    }
+
+    fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
+        Ok(Box::new(self.runtime.session(model, self.kind, self.ep)?))
+    }
+}
+
+/// A model loaded in ONNX Runtime.
+#[derive(Debug)]
+pub struct OrtSession {
+    raw: RawSession,
+    interface: Interface,
+    ep: Ep,
+    elsewhere: Vec<Placement>,
+}
+
+impl Session for OrtSession {
+    fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    /// On CUDA the model runs twice: once for the outputs, once timed, with inputs and outputs on the device.
+    fn run(&mut self, inputs: &[Named]) -> Result<Outputs, RuntimeError> {
+        let inputs = self.inputs(inputs)?;
+        let start = Instant::now();
+        let outputs = run(&mut self.raw, &inputs)?;
+        let wall = start.elapsed();
+        let tensors = self
+            .interface
+            .outputs
+            .iter()
+            .map(|port| Ok((port.name.clone(), values::output(&port.name, found(&outputs, &port.name)?)?)))
+            .collect::<Result<_, RuntimeError>>()?;
+        drop(outputs);
+        let wall = match self.ep {
+            Ep::Cpu => wall,
+            Ep::Cuda { device } => {
+                let binding = self.bind(&inputs, device)?;
+                let start = Instant::now();
+                self.raw.run_binding(&binding).map_err(failed)?;
+                binding.synchronize_outputs().map_err(failed)?;
+                start.elapsed()
+            }
+        };
+        Ok(Outputs { tensors, wall, peak_bytes: None })
+    }
+}
+
+impl OrtSession {
+    /// Nodes that run on another execution provider than the one that was asked for.
+    pub fn elsewhere(&self) -> &[Placement] {
+        &self.elsewhere
+    }
+
+    fn inputs(&self, inputs: &[Named]) -> Result<Vec<Input>, RuntimeError> {
+        let named = |name: &str| inputs.iter().find(|(n, _)| n == name);
+        self.interface
+            .inputs
+            .iter()
+            .map(|port| {
+                let (name, tensor) =
+                    named(&port.name).ok_or_else(|| failed(format!("no value for input {}", port.name)))?;
+                values::input(name, tensor)
+            })
+            .collect()
+    }
+
+    /// Inputs and outputs on the device.
+    fn bind(&self, inputs: &[Input], device: i32) -> Result<ort::session::IoBinding, RuntimeError> {
+        let mut binding = self.raw.create_binding().map_err(failed)?;
+        for input in inputs {
+            binding.bind_input(&*input.name, &input.value).map_err(failed)?;
+        }
+        let memory = device_memory(self.ep, device)?;
+        for port in &self.interface.outputs {
+            binding.bind_output_to_device(&*port.name, &memory).map_err(failed)?;
+        }
+        binding.synchronize_inputs().map_err(failed)?;
+        Ok(binding)
+    }
+}
+
+/// Memory of the device that an execution provider computes on.
+fn device_memory(ep: Ep, device: i32) -> Result<MemoryInfo<'static>, RuntimeError> {
+    let kind = match ep {
+        Ep::Cpu => AllocationDevice::CPU,
+        Ep::Cuda { .. } => AllocationDevice::CUDA,
+    };
+    MemoryInfo::new(kind, device, AllocatorType::Device, MemoryType::Default).map_err(failed)
+}
+
+fn run<'s>(session: &'s mut RawSession, inputs: &[Input]) -> Result<SessionOutputs<'s>, RuntimeError> {
+    let inputs: Vec<_> = inputs.iter().map(|input| (&*input.name, &input.value)).collect();
+    session.run(inputs).map_err(failed)
+}
+
+fn found<'o>(outputs: &'o SessionOutputs<'_>, name: &str) -> Result<&'o ort::value::DynValue, RuntimeError> {
+    outputs.get(name).ok_or_else(|| failed(format!("no output {name}")))
+}
+
+fn failed(reason: impl ToString) -> RuntimeError {
+    RuntimeError::Failed { runtime: NAME, reason: one_line(reason) }
+}
+
+fn unsupported(reason: impl ToString) -> RuntimeError {
+    RuntimeError::Unsupported { runtime: NAME, reason: one_line(reason) }
+}
+
+fn unavailable(reason: impl ToString) -> RuntimeError {
+    RuntimeError::Unavailable { runtime: NAME, reason: one_line(reason) }
+}
+
+/// Why ONNX Runtime did not take a model.
+fn refused(error: ort::Error) -> RuntimeError {
+    let reason = one_line(&error);
+    match error.code() {
+        ort::ErrorCode::InvalidProtobuf | ort::ErrorCode::InvalidGraph | ort::ErrorCode::NoModel => {
+            RuntimeError::Malformed { runtime: NAME, reason }
+        }
+        ort::ErrorCode::NotImplemented => RuntimeError::Unsupported { runtime: NAME, reason },
+        _ => RuntimeError::Failed { runtime: NAME, reason },
+    }
+}
+
+/// ONNX Runtime's messages run over several lines.
+fn one_line(text: impl ToString) -> String {
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
