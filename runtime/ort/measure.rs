@@ -123,12 +123,7 @@ impl OnnxRuntime {
         }
         let max_in_use = session.statistics(device)?.ok_or_else(no_statistics)?.max_in_use;
         let steady = peaks[RUNS - 1];
-        Ok(Memory {
-            kept_bytes: kept,
-            first: peaks[0],
-            steady,
-            arena: Some(Arena { max_in_use, held }),
-        })
+        Ok(Memory { kept_bytes: kept, first: peaks[0], steady, arena: Some(Arena { max_in_use, held }) })
     }
 }
 
