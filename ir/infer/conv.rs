@@ -75,8 +75,17 @@ impl Call<'_> {
 
 impl Window {
     /// How many places the window has along a dimension.
-    fn places(&self, input: &Dim) -> Option<Size> {
-        let input = Size::of(input)?;
+    fn places(&self, input: &Dim) -> Dim {
+        // Most convolutions keep the size, whatever it is.
+        let padded = self.pads[0].checked_add(self.pads[1]).and_then(|p| p.checked_add(1));
+        let kept = self.padding == Padding::Given && padded == self.span.as_ref().and_then(Size::known);
+        if kept && padded.is_some() && self.stride == 1 && self.pads[0] >= 0 {
+            return input.clone();
+        }
+        dim(Size::of(input).and_then(|size| self.places_of(size)))
+    }
+
+    fn places_of(&self, input: Size) -> Option<Size> {
         let [begin, end] = match self.padding {
             Padding::Same => return input.div_ceil(self.stride),
             Padding::Given => self.pads,
@@ -126,7 +135,7 @@ fn conv(call: &Call<'_>, weight: usize, dtype: Option<DType>) -> Option<TensorTy
     if let Some(data) = data {
         shape[0] = data[0].clone();
         for (size, (window, input)) in shape[2..].iter_mut().zip(windows.iter().zip(&data[2..])) {
-            *size = dim(window.places(input));
+            *size = window.places(input);
         }
     }
     Some(tensor(dtype, shape))
@@ -181,7 +190,7 @@ fn pool_shape(call: &Call<'_>) -> Option<Shape> {
     }
     let kernel: Vec<_> = kernel.iter().map(|&k| Some(Size::Known(k))).collect();
     let windows = call.windows(&kernel)?;
-    let places = windows.iter().zip(spatial).map(|(w, d)| dim(w.places(d)));
+    let places = windows.iter().zip(spatial).map(|(w, d)| w.places(d));
     Some([batch.clone(), channels.clone()].into_iter().chain(places).collect())
 }
 

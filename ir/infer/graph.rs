@@ -1,6 +1,6 @@
 //! Inference over a whole graph, and sizes put in place of symbols.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use super::control::{Scanned, carried, loop_inputs};
@@ -36,19 +36,24 @@ impl fmt::Display for Note {
 /// At the outputs of the graph, declared sizes stay.
 pub fn infer_graph(graph: &mut Graph) -> Vec<Note> {
     let mut notes = Vec::new();
-    walk(graph, &[], &[], &mut notes);
+    walk(graph, &[], &Outer::default(), &mut notes);
     notes
 }
 
-/// What the enclosing graph knows of a value.
+/// After this many rounds, and in bodies nested deeper than this, nothing is assumed of carried values: searching
+/// for what stays would take too long.
+const MAX_ROUNDS: u32 = 8;
+const MAX_DEPTH: u32 = 3;
+
+/// What a body is told about the graphs around it.
+#[derive(Default)]
 struct Outer {
-    id: ValueId,
-    ty: Option<Type>,
-    ints: Option<Ints>,
+    depth: u32,
+    known: HashMap<ValueId, (Option<Type>, Option<Ints>)>,
 }
 
 /// Infers one graph: a body is told the types of its inputs and what it captures.
-fn walk(graph: &mut Graph, inputs: &[Option<Type>], outer: &[Outer], notes: &mut Vec<Note>) {
+fn walk(graph: &mut Graph, inputs: &[Option<Type>], outer: &Outer, notes: &mut Vec<Note>) {
     let Ok(order) = graph.order() else { return };
     let mut values: Vec<Option<Ints>> = vec![None; graph.value_bound()];
     for (slot, ty) in inputs.iter().enumerate() {
@@ -60,9 +65,9 @@ fn walk(graph: &mut Graph, inputs: &[Option<Type>], outer: &[Outer], notes: &mut
         let id = ValueId(id);
         match &graph.value(id).def {
             Def::Captured { outer: from } => {
-                let Some(known) = outer.iter().find(|o| o.id == *from) else { continue };
-                values[id.index()] = known.ints.clone();
-                if let Some(ty) = &known.ty {
+                let Some((ty, ints)) = outer.known.get(from) else { continue };
+                values[id.index()] = ints.clone();
+                if let Some(ty) = ty {
                     graph.value_mut(id).ty = Some(ty.clone());
                 }
             }
@@ -75,7 +80,7 @@ fn walk(graph: &mut Graph, inputs: &[Option<Type>], outer: &[Outer], notes: &mut
     }
     for op in order {
         if graph.op(op).bodies().next().is_some() {
-            walk_bodies(graph, op, &values, notes);
+            walk_bodies(graph, op, &values, outer.depth, notes);
         }
         let (types, ints) = with_call(graph, op, &values, |call| {
             let types = call.infer();
@@ -154,13 +159,13 @@ fn fill(inferred: &TensorType, declared: &TensorType) -> TensorType {
 
 /// Infers the bodies of an operator. A carried value may change its shape from round to round: what is assumed
 /// of it is weakened until a round no longer changes it.
-fn walk_bodies(graph: &mut Graph, id: OpId, values: &[Option<Ints>], notes: &mut Vec<Note>) {
-    let known = |v: ValueId| Outer {
-        id: v,
-        ty: graph.value(v).ty.clone(),
-        ints: values[v.index()].clone().or_else(|| Ints::of(&*graph.constant(v)?)),
+fn walk_bodies(graph: &mut Graph, id: OpId, values: &[Option<Ints>], depth: u32, notes: &mut Vec<Note>) {
+    let known = |v: ValueId| {
+        let ints = values[v.index()].clone().or_else(|| Ints::of(&*graph.constant(v)?));
+        (v, (graph.value(v).ty.clone(), ints))
     };
-    let outer: Vec<Outer> = graph.op(id).captures.iter().map(|&v| known(v)).collect();
+    let known = graph.op(id).captures.iter().map(|&v| known(v)).collect();
+    let outer = Outer { depth: depth + 1, known };
     let operand_types: Vec<Option<Type>> =
         graph.op(id).inputs.iter().map(|v| v.and_then(|v| graph.value(v).ty.clone())).collect();
     let standard = |name: &str| graph.op(id).is(name);
@@ -182,11 +187,18 @@ fn walk_bodies(graph: &mut Graph, id: OpId, values: &[Option<Ints>], notes: &mut
         _ => 0,
     };
     let mut bodies: Vec<Graph> = graph.op_mut(id).bodies_mut().map(std::mem::take).collect();
+    let rounds = if depth < MAX_DEPTH { MAX_ROUNDS } else { 0 };
     for body in &mut bodies {
         let before = Types::of(body);
         let mark = notes.len();
-        loop {
+        for round in 0.. {
+            if round == rounds {
+                inputs[first_in..first_in + count].fill(None);
+            }
             walk(body, &inputs, &outer, notes);
+            if round == rounds {
+                break;
+            }
             let mut changed = false;
             for i in 0..count {
                 let after = body.outputs().get(first_out + i).and_then(|&v| body.value(v).ty.as_ref());

@@ -274,6 +274,102 @@ pub(super) fn slice_len(len: i64, start: i64, end: i64, step: i64) -> Option<i64
         0 => None,
         1.. => range_len(start.clamp(0, len), end.clamp(0, len), step),
         _ if len == 0 => Some(0),
+        // The standard moves such a start to 0, numpy takes nothing, and runtimes follow either.
+        _ if start < 0 => None,
         _ => range_len(start.clamp(0, len - 1), end.clamp(-1, len - 1), step),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::testing::expect;
+
+    #[test]
+    fn reshapes() {
+        expect(&[
+            ("Reshape", 13, &["float[2,3,4]", "int64[2]=4,6"], "float[4,6]"),
+            ("Reshape", 13, &["float[N,512,1,1]", "int64[2]=0,-1"], "float[N,512]"),
+            ("Reshape", 13, &["float[?,12,64]", "int64[2]=0,-1"], "float[?,768]"),
+            ("Reshape", 13, &["float[?,12,64]", "int64[2]=-1,768"], "float[?,768]"),
+            ("Reshape", 13, &["float[N,12,64]", "int64[2]=-1,768"], "float[N,768]"),
+            ("Reshape", 13, &["float[N,H]", "int64[2]=-1,4"], "float[{floor((H*N)/4)},4]"),
+            ("Reshape", 13, &["float[7]", "int64[2]=-1,4"], "float[?,4]"),
+            ("Reshape", 13, &["float[0,3]", "int64[2]=-1,3"], "float[0,3]"),
+            ("Reshape", 13, &["float[0,3]", "int64[2]=0,-1"], "float[0,3]"),
+            ("Reshape allowzero=1", 14, &["float[0,3]", "int64[2]=3,0"], "float[3,0]"),
+            ("Reshape", 13, &["float[N]", "int64[0]="], "float"),
+            ("Reshape", 13, &["float[N,3]", "int64[4]"], "float[?,?,?,?]"),
+            ("Reshape", 13, &["float[N,3]", "int64[K]"], "float[...]"),
+            ("Reshape shape=[3,-1]", 1, &["float[2,3]"], "float[3,2]"),
+            ("Flatten", 13, &["float[N,512,1,1]"], "float[N,512]"),
+            ("Flatten axis=0", 13, &["float[N,3]"], "float[1,{3*N}]"),
+            ("Flatten axis=-1", 13, &["float[2,3,4]"], "float[6,4]"),
+            ("Flatten axis=3", 13, &["float[2,3,4]"], "float[24,1]"),
+        ]);
+    }
+
+    #[test]
+    fn dimensions_of_one_come_and_go() {
+        expect(&[
+            ("Squeeze axes=[1]", 11, &["float[N,1,3]"], "float[N,3]"),
+            ("Squeeze", 13, &["float[N,1,3]", "int64[1]=-2"], "float[N,3]"),
+            ("Squeeze", 13, &["float[2,1,3,1]"], "float[2,3]"),
+            // N may be 1 too.
+            ("Squeeze", 13, &["float[N,1,3]"], "float[...]"),
+            ("Squeeze", 13, &["float[N,1,3]", "int64[1]"], "float[?,?]"),
+            ("Unsqueeze axes=[0,2]", 11, &["float[N,3]"], "float[1,N,1,3]"),
+            ("Unsqueeze", 13, &["float[N,3]", "int64[1]=-1"], "float[N,3,1]"),
+            ("Unsqueeze", 13, &["float[N,3]", "int64[1]"], "float[?,?,?]"),
+            ("Unsqueeze", 13, &["float[N,3]", "int64[2]=0,0"], "-"),
+            ("Expand", 13, &["float[N,1,3]", "int64[4]=2,1,4,1"], "float[2,N,4,3]"),
+            ("Expand", 13, &["float[3]", "int64[2]"], "float[?,3]"),
+        ]);
+    }
+
+    #[test]
+    fn generators() {
+        expect(&[
+            ("Shape", 13, &["float[N,3,H]"], "int64[3]"),
+            ("Shape start=1", 15, &["float[N,3,H]"], "int64[2]"),
+            ("Shape start=-1 end=7", 15, &["float[N,3,H]"], "int64[1]"),
+            ("Shape start=2 end=1", 15, &["float[N,3,H]"], "int64[0]"),
+            ("Shape", 13, &["float[...]"], "int64[?]"),
+            ("Size", 13, &["float[N]"], "int64"),
+            ("ConstantOfShape", 9, &["int64[2]=4,5"], "float[4,5]"),
+            ("Range", 11, &["int64=1", "int64=10", "int64=4"], "int64[3]"),
+            ("Range", 11, &["int64=10", "int64=1", "int64=-4"], "int64[3]"),
+            ("Range", 11, &["int64=1", "int64=0", "int64=1"], "int64[0]"),
+            ("Range", 11, &["float=0", "float=2", "float=0.5"], "float[4]"),
+            ("Range", 11, &["int64", "int64", "int64"], "int64[?]"),
+            ("EyeLike dtype=7", 9, &["float[3,4]"], "int64[3,4]"),
+            ("RandomNormal shape=[2,3]", 1, &[], "float[2,3]"),
+            ("RandomUniformLike dtype=10", 1, &["float[N]"], "float16[N]"),
+            ("Constant value_ints=[1,2,3]", 13, &[], "int64[3]"),
+        ]);
+    }
+
+    /// Every slice, by walking over it.
+    #[test]
+    fn slices_take_what_a_walk_over_them_takes() {
+        for len in 0..6i64 {
+            for (start, end) in (-8..8).flat_map(|s| (-8..8).map(move |e| (s, e))) {
+                for step in [-3, -2, -1, 1, 2, 3] {
+                    let from_back = |v: i64| if v < 0 { v + len } else { v };
+                    let (mut at, mut walked) = (from_back(start), Vec::new());
+                    let last = from_back(end);
+                    at = if step > 0 { at.max(0) } else { at.min(len - 1) };
+                    while if step > 0 { at < last.min(len) } else { at > last.max(-1) } {
+                        if (0..len).contains(&at) {
+                            walked.push(at);
+                        }
+                        at += step;
+                    }
+                    let positions = slice_positions(len, start, end, step).map(Iterator::collect);
+                    let undefined = step < 0 && len > 0 && from_back(start) < 0;
+                    assert_eq!(positions, (!undefined).then_some(walked), "{start}:{end}:{step} of {len}");
+                }
+            }
+        }
     }
 }

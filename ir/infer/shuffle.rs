@@ -350,3 +350,96 @@ fn blocks(
     let apply = |f: fn(&Size, i64) -> Option<Size>, d: &Dim| dim(Size::of(d).and_then(|d| f(&d, block)));
     Some(tensor(dtype, vec![n.clone(), apply(channels, c), apply(spatial, h), apply(spatial, w)]))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::infer::testing::expect;
+
+    #[test]
+    fn joins() {
+        expect(&[
+            ("Concat axis=1", 13, &["float[N,3,H]", "float[N,5,H]"], "float[N,8,H]"),
+            ("Concat axis=-1", 13, &["float[2,?]", "float[?,3]"], "float[2,?]"),
+            ("Concat axis=0", 13, &["float[N]", "float[M]", "float[2]"], "float[{M + N + 2}]"),
+            ("Concat axis=0", 13, &["float[...]", "float[2,3]"], "float[?,3]"),
+            ("Concat axis=0", 13, &["float[2,3]", "float[2,4]"], "-"),
+            ("Tile", 13, &["float[N,3]", "int64[2]=2,1"], "float[{2*N},3]"),
+            ("Pad pads=[0,1,0,2]", 2, &["float[N,3]"], "float[N,6]"),
+            ("Pad", 13, &["float[N,3]", "int64[4]=1,0,-1,4"], "float[N,7]"),
+            ("Pad", 18, &["float[N,3]", "int64[2]=1,1", "-", "int64[1]=-1"], "float[N,5]"),
+            ("Pad", 13, &["float[N,3]", "int64[4]"], "float[?,?]"),
+        ]);
+    }
+
+    #[test]
+    fn splits() {
+        expect(&[
+            ("Split axis=1", 13, &["float[N,6]"], "float[N,3] float[N,3]"),
+            ("Split axis=1 split=[1,5]", 11, &["float[N,6]"], "float[N,1] float[N,5]"),
+            ("Split axis=1", 13, &["float[N,6]", "int64[2]=2,4"], "float[N,2] float[N,4]"),
+            ("Split axis=1", 13, &["float[N,6]", "int64[2]"], "float[N,?] float[N,?]"),
+            ("Split num_outputs=3", 18, &["float[7]"], "float[3] float[3] float[1]"),
+            ("Split num_outputs=2", 18, &["float[N]"], "float[?] float[?]"),
+            ("Split", 13, &["float[N]"], "float[{floor(N/2)}] float[{floor(N/2)}]"),
+        ]);
+    }
+
+    #[test]
+    fn slices() {
+        expect(&[
+            ("Slice starts=[1] ends=[3] axes=[1]", 9, &["float[N,5]"], "float[N,2]"),
+            (
+                "Slice",
+                13,
+                &["float[N,5]", "int64[1]=-2", "int64[1]=9223372036854775807", "int64[1]=1"],
+                "float[N,2]",
+            ),
+            (
+                "Slice",
+                13,
+                &["float[5]", "int64[1]=-1", "int64[1]=-9223372036854775807", "-", "int64[1]=-1"],
+                "float[5]",
+            ),
+            ("Slice", 13, &["float[9]", "int64[1]=1", "int64[1]=8", "int64[1]=0", "int64[1]=3"], "float[3]"),
+            // The whole of it, whatever its size.
+            ("Slice", 13, &["float[N]", "int64[1]=0", "int64[1]=9223372036854775807"], "float[N]"),
+            (
+                "Slice",
+                13,
+                &["float[N]", "int64[1]=0", "int64[1]=9223372036854775807", "-", "int64[1]=2"],
+                "float[{floor((N + 1)/2)}]",
+            ),
+            ("Slice", 13, &["float[N,5]", "int64[1]", "int64[1]", "int64[1]=0"], "float[?,5]"),
+            ("Slice", 13, &["float[N,5]", "int64[1]", "int64[1]", "int64[1]"], "float[?,?]"),
+        ]);
+    }
+
+    #[test]
+    fn gathers() {
+        expect(&[
+            ("Gather axis=1", 13, &["float[N,3,H]", "int64"], "float[N,H]"),
+            ("Gather", 13, &["float[1000,64]", "int64[N,S]"], "float[N,S,64]"),
+            ("GatherElements axis=1", 13, &["float[N,3]", "int64[N,2]"], "float[N,2]"),
+            ("GatherND", 13, &["float[2,3,4]", "int64[5,2]"], "float[5,4]"),
+            ("GatherND batch_dims=1", 13, &["float[N,3,4]", "int64[N,1]"], "float[N,4]"),
+            ("GatherND", 13, &["float[2,3,4]", "int64[5,?]"], "float[...]"),
+            ("ScatterND", 18, &["float[N,4]", "int64[2,1]", "float[2,4]"], "float[N,4]"),
+            ("OneHot", 11, &["int64[N]", "int64=10", "float16[2]"], "float16[N,10]"),
+            ("OneHot axis=0", 11, &["int64[N]", "int64", "float[2]"], "float[?,N]"),
+            ("NonZero", 13, &["float[2,3]"], "int64[2,?]"),
+            ("Compress axis=1", 11, &["float[N,3]", "bool[3]"], "float[N,?]"),
+            ("Unique", 11, &["float[N]"], "float[?] int64[?] int64[?] int64[?]"),
+        ]);
+    }
+
+    #[test]
+    fn permutations() {
+        expect(&[
+            ("Transpose perm=[0,2,3,1]", 13, &["float[N,3,H,W]"], "float[N,H,W,3]"),
+            ("Transpose", 13, &["float[N,3]"], "float[3,N]"),
+            ("Transpose perm=[0,0]", 13, &["float[N,3]"], "-"),
+            ("DepthToSpace blocksize=2", 13, &["float[N,12,H,W]"], "float[N,3,{2*H},{2*W}]"),
+            ("SpaceToDepth blocksize=2", 13, &["float[N,3,H,4]"], "float[N,12,{floor(H/2)},2]"),
+        ]);
+    }
+}

@@ -282,3 +282,17 @@ fn an_input_takes_a_shape_that_fits() {
     assert_eq!(error, Err("dimension 1 of input 'x' is 2, not 3".to_string()));
     assert_eq!(type_of(&square, "x"), "float[N,N]");
 }
+
+#[test]
+fn loops_within_loops_take_no_exponential_time() {
+    let mut inner = "b = Concat<axis = 0>(a, a)".to_string();
+    for level in 0..12 {
+        inner = format!(
+            "b = Loop(m, go, a)<body = l{level} (int64 i, bool c, a) => (d, b) {{ d = Identity(c) {inner} }}>"
+        );
+    }
+    check(
+        &format!("f (int64 m, float[1,4] a) => (b) <bool go = {{1}}> {{ {inner} }}"),
+        &[("b", "float[...]")],
+    );
+}
