@@ -515,6 +515,12 @@ mod tests {
     }
 
     #[test]
+    fn what_no_runtime_accepts_stays() {
+        stays("float[3,0] a = {}, int64[1] axis = {0}", "t = Squeeze(a, axis)");
+        stays("float[3] a = {1, 2, 3}, int64 i = {3}", "t = Gather(a, i)");
+    }
+
+    #[test]
     fn constant_operators_alone_stay() {
         stays("", "t = Constant<value_ints = [1, 2]>()");
     }

@@ -429,6 +429,9 @@ fn renamed(
                 Some(axes) => axes.into_iter().map(|a| place(a, x.len())).collect::<Option<Vec<_>>>()?,
                 None => (0..x.len()).filter(|&i| x[i] == 1).collect(),
             };
+            if axes.iter().any(|&axis| x[axis] != 1) {
+                return None;
+            }
             x.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &d)| d).collect()
         }
         "Unsqueeze" => {
