@@ -1,7 +1,7 @@
 //! Shape and type inference: the types of an operator's results from the types (and constants) of its operands.
 //!
 //! A rule answers only what the standard guarantees for every input that the operator accepts; everything else
-//! stays unknown, because passes rewrite on what is answered here. Symbols are sizes of at least 0, and equal
+//! stays unknown, because passes rewrite on what is answered here. Symbols are sizes of at least 1, and equal
 //! names are equal sizes. Sizes that follow from symbols are written as expressions (see `size`), so that the
 //! same size computed twice has the same name.
 //!

@@ -460,15 +460,19 @@ fn arithmetic(a: &Int, b: &Int, f: fn(&Size, &Size) -> Option<Size>, nonnegative
     Int { size, nonnegative }
 }
 
-/// Integer division truncates towards zero, which is the floor where nothing is negative.
+/// Integer division truncates towards zero: the floor where nothing is negative, and 0 just below.
 fn divide(a: &Int, b: &Int) -> Int {
     let nonnegative = a.nonnegative && b.nonnegative;
+    let by_number = |a: &Size, k: i64| {
+        if nonnegative {
+            return a.div_floor(k);
+        }
+        let barely_negative = k > 0 && a.plus(k - 1)?.is_nonnegative();
+        if barely_negative { a.div_floor(k)?.positive() } else { None }
+    };
     let size = match (&a.size, &b.size) {
         (Some(Size::Known(a)), Some(Size::Known(b))) => a.checked_div(*b).map(Size::Known),
-        (Some(a), Some(b)) => a.div_exact(b).or_else(|| match b.known() {
-            Some(k) if nonnegative => a.div_floor(k),
-            _ => None,
-        }),
+        (Some(a), Some(b)) => a.div_exact(b).or_else(|| by_number(a, b.known()?)),
         _ => None,
     };
     Int { nonnegative: nonnegative || size.as_ref().is_some_and(Size::is_nonnegative), size }
