@@ -50,6 +50,13 @@ impl Tolerance {
         } * (depth as f64 + 4.0);
         Tolerance { abs: factor * 2f64.powi(smallest), rel: factor * 2f64.powi(-digits) }
     }
+
+    /// What values inside the graph are held to: 64 times as much, because they have no size of their own to keep.
+    /// A difference of two almost equal tensors is as inaccurate as the tensors were, however small it is. Never
+    /// more than 0.2 % (unless outputs may differ by more): a coefficient that is 1 % off must show.
+    pub fn inside(self) -> Tolerance {
+        Tolerance { abs: self.abs * 64.0, rel: (self.rel * 64.0).min(self.rel.max(2e-3)) }
+    }
 }
 
 /// Digits of the significand (unit roundoff is `2^-digits`) and exponent of the smallest subnormal.

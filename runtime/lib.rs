@@ -38,7 +38,7 @@ use bytes::Bytes;
 use dmopt_ir::{DType, Tensor, TensorType};
 
 pub use compare::{Comparison, Tolerance};
-pub use validate::{Options, Run, Status, Validation, validate, validate_with};
+pub use validate::{Inside, Options, Run, Status, Validation, validate, validate_with};
 
 /// A model file as a runtime takes it.
 #[derive(Clone, Debug)]
@@ -89,6 +89,17 @@ pub trait Session: Send {
     /// # Errors
     /// The model does not run with these inputs, or not on this runtime.
     fn run(&mut self, inputs: &[Named]) -> Result<Outputs, RuntimeError>;
+
+    /// Names of the values inside the main graph that this runtime can show, in file order.
+    fn values(&self) -> &[String] {
+        &[]
+    }
+
+    /// From the next run on, shows these values too, as far as `budget` bytes allow: of several that do not all
+    /// fit, some from everywhere in the graph, the same for every model in which they have the same sizes.
+    fn watch(&mut self, names: &[String], budget: u64) {
+        let _ = (names, budget);
+    }
 }
 
 /// Results of one run.
@@ -96,6 +107,8 @@ pub trait Session: Send {
 pub struct Outputs {
     /// Graph outputs in the order of the interface.
     pub tensors: Vec<Named>,
+    /// Values inside the graph that were [watched](Session::watch), in the order asked for.
+    pub watched: Vec<Named>,
     /// Time of the computation alone, without loading and preparation.
     pub wall: Duration,
     /// Largest amount of memory in use by activations, in bytes; `None` where the runtime does not tell.

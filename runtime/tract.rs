@@ -7,7 +7,7 @@
 //!
 //! Panics in tract become errors, which needs `panic = "unwind"`, the default.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,8 +20,8 @@ use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
 use tract_onnx::prelude::{
-    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, TVec,
-    Tensor as TractTensor, TractError, TractResult, TypedRunnableModel,
+    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue,
+    OutletId, TVec, Tensor as TractTensor, TractError, TractResult, TypedRunnableModel,
 };
 
 use crate::panics::catch;
@@ -46,17 +46,20 @@ impl Backend for Tract {
         let functions =
             proto.functions.iter().map(|f| (standard(f.domain()), f.name().to_string())).collect();
         let operators = onnx.op_register.0.keys().map(String::as_str).collect();
+        let mut values = Vec::new();
         if let Some(graph) = &mut proto.graph {
             check(graph, &Known { operators, functions })?;
+            values = graph.node.iter().flat_map(|n| &n.output).filter(|v| !v.is_empty()).cloned().collect();
             prepare(graph, true);
         }
         let folder = folder(model)?;
-        let ParseResult { model, unresolved_inputs, .. } =
+        let ParseResult { model, unresolved_inputs, outlets_by_name: outlets } =
             guard(|| onnx.parse(&proto, folder)).map_err(failed)?;
         if let Some(name) = unresolved_inputs.first() {
             return Err(RuntimeError::Malformed { runtime: NAME, reason: format!("nothing defines {name}") });
         }
-        Ok(Box::new(Loaded { interface, model, prepared: None }))
+        values.retain(|name| interface.outputs.iter().all(|port| port.name != *name));
+        Ok(Box::new(Loaded { interface, model, values, outlets, watched: vec![], budget: 0, prepared: None }))
     }
 }
 
@@ -64,7 +67,21 @@ impl Backend for Tract {
 struct Loaded {
     interface: Interface,
     model: InferenceModel,
-    prepared: Option<(Vec<Vec<usize>>, Arc<TypedRunnableModel>)>,
+    values: Vec<String>,
+    outlets: HashMap<String, OutletId>,
+    /// Values to show, and the bytes that they may take.
+    watched: Vec<String>,
+    budget: u64,
+    prepared: Option<Prepared>,
+}
+
+/// A model with types inferred for inputs of some shapes.
+#[derive(Clone)]
+struct Prepared {
+    shapes: Vec<Vec<usize>>,
+    plan: Arc<TypedRunnableModel>,
+    /// What the plan returns after the outputs of the interface.
+    watched: Vec<String>,
 }
 
 impl Session for Loaded {
@@ -85,41 +102,75 @@ impl Session for Loaded {
                 to_tract(tensor)
             })
             .collect::<Result<_, _>>()?;
-        let plan = self.prepare(&values)?;
+        let Prepared { plan, watched, .. } = self.prepare(&values)?;
         let values: TVec<_> = values.into_iter().map(IntoTValue::into_tvalue).collect();
         let start = Instant::now();
-        let results = guard(|| plan.run(values)).map_err(failed)?;
+        let mut results = guard(|| plan.run(values)).map_err(failed)?.into_iter();
         let wall = start.elapsed();
-        let tensors = self
-            .interface
-            .outputs
-            .iter()
-            .zip(results)
+        let tensors = (self.interface.outputs.iter().zip(&mut results))
             .map(|(port, value)| Ok((port.name.clone(), from_tract(&value, &port.name)?)))
             .collect::<Result<_, RuntimeError>>()?;
-        Ok(Outputs { tensors, wall, peak_bytes: None })
+        let watched = watched.into_iter().zip(results);
+        let watched = watched.filter_map(|(name, value)| from_tract(&value, &name).ok().map(|t| (name, t)));
+        Ok(Outputs { tensors, watched: watched.collect(), wall, peak_bytes: None })
+    }
+
+    fn values(&self) -> &[String] {
+        &self.values
+    }
+
+    fn watch(&mut self, names: &[String], budget: u64) {
+        self.watched = names.iter().filter(|name| self.outlets.contains_key(*name)).cloned().collect();
+        self.budget = budget;
+        self.prepared = None;
     }
 }
 
 impl Loaded {
-    /// The model with types inferred for inputs of these shapes.
-    fn prepare(&mut self, values: &[TractTensor]) -> Result<Arc<TypedRunnableModel>, RuntimeError> {
+    fn prepare(&mut self, values: &[TractTensor]) -> Result<Prepared, RuntimeError> {
         let shapes: Vec<Vec<usize>> = values.iter().map(|v| v.shape().to_vec()).collect();
-        if let Some((known, plan)) = &self.prepared
-            && *known == shapes
+        if let Some(prepared) = &self.prepared
+            && prepared.shapes == shapes
         {
-            return Ok(plan.clone());
+            return Ok(prepared.clone());
         }
         let mut model = self.model.clone();
-        let plan = guard(|| {
+        let prepared = guard(|| {
             for (i, value) in values.iter().enumerate() {
                 model.set_input_fact(i, InferenceFact::dt_shape(value.datum_type(), value.shape()))?;
             }
-            model.into_typed()?.into_runnable()
+            let boundary = model.outputs.len();
+            model.outputs.extend(self.watched.iter().filter_map(|name| self.outlets.get(name)));
+            let mut model = model.into_typed()?;
+            let sizes = (model.outputs.iter().skip(boundary))
+                .map(|outlet| Ok(model.outlet_fact(*outlet)?.mem_size().to_i64()?))
+                .collect::<TractResult<Vec<i64>>>()?;
+            let kept = thin(&sizes, self.budget);
+            let inside: Vec<OutletId> = kept.iter().map(|i| model.outputs[boundary + i]).collect();
+            model.outputs.truncate(boundary);
+            model.outputs.extend(inside);
+            let watched = kept.into_iter().map(|i| self.watched[i].clone()).collect();
+            Ok(Prepared { shapes, plan: model.into_runnable()?, watched })
         })
         .map_err(failed)?;
-        self.prepared = Some((shapes, plan.clone()));
-        Ok(plan)
+        self.prepared = Some(prepared.clone());
+        Ok(prepared)
+    }
+}
+
+/// Positions of evenly spread entries whose sizes add up to no more than `budget`.
+fn thin(sizes: &[i64], budget: u64) -> Vec<usize> {
+    let mut stride = 1;
+    loop {
+        let kept: Vec<usize> = (0..sizes.len()).step_by(stride).collect();
+        let total = kept.iter().fold(0u64, |n, &i| n.saturating_add(sizes[i].max(0) as u64));
+        if total <= budget || kept.is_empty() {
+            return kept;
+        }
+        if kept.len() == 1 {
+            return Vec::new();
+        }
+        stride += 1;
     }
 }
 
@@ -604,6 +655,30 @@ mod tests {
             let y = run(model.file(), &[("a".into(), a)]).unwrap();
             assert_eq!(y[0].1, tensor(dtype, &[2, 2], &[25.5, 39.0, 27.0, 39.0]), "{dtype}");
         }
+    }
+
+    #[test]
+    fn watched_values_are_shown_by_name() {
+        let model =
+            unary("Neg").edit(|_, g| g.node[0].output[0] = "inside".into()).node("Abs", &["inside"], &["y"]);
+        let mut session = Tract.load(&model.file()).unwrap();
+        assert_eq!(session.values(), ["inside"]);
+        assert!(session.run(&x()).unwrap().watched.is_empty());
+        session.watch(&["inside".into(), "nowhere".into()], 100);
+        let out = session.run(&x()).unwrap();
+        assert_eq!(out.watched, [("inside".to_string(), f32s(&[1, 2], &[1.5, -2.0]))]);
+        assert_eq!(out.tensors[0].1, f32s(&[1, 2], &[1.5, 2.0]));
+        session.watch(&["inside".into()], 7);
+        assert!(session.run(&x()).unwrap().watched.is_empty(), "8 bytes do not fit into 7");
+    }
+
+    #[test]
+    fn values_that_do_not_all_fit_are_thinned_evenly() {
+        assert_eq!(thin(&[10; 6], 60), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(thin(&[10; 6], 59), [0, 2, 4]);
+        assert_eq!(thin(&[10; 6], 20), [0, 3]);
+        assert_eq!(thin(&[10; 6], 9), [0; 0]);
+        assert_eq!(thin(&[], 9), [0; 0]);
     }
 
     #[test]

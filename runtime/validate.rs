@@ -1,10 +1,16 @@
 //! Proof by execution: two files, the same inputs, the same outputs.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+
+use dmopt_ir::Tensor;
 
 use crate::compare::{Comparison, Tolerance, compare};
 use crate::inputs::{Pins, Sizes, assignments, random_inputs};
-use crate::{Backend, Interface, ModelFile, Named, Outputs, RuntimeError, Session};
+use crate::{Backend, Interface, ModelFile, Outputs, RuntimeError, Session};
+
+/// Bytes that the values inside one model may take while they are compared.
+const WATCH_BUDGET: u64 = 1 << 28;
 
 /// What to run, and how far outputs may differ.
 #[derive(Clone, PartialEq, Debug)]
@@ -15,6 +21,9 @@ pub struct Options {
     pub seeds: usize,
     /// Number of assignments of sizes to the open dimensions that must run.
     pub sizes: usize,
+    /// Whether values inside that have the same name are compared. True for a file and its rewrite, where equal names
+    /// promise equal values; two unrelated files promise nothing.
+    pub inside: bool,
     /// Sizes that the caller fixes.
     pub pins: Pins,
     /// Allowed difference.
@@ -23,7 +32,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { seed: 0, seeds: 3, sizes: 3, pins: Pins::default(), tolerance: Tolerance::EXACT }
+        Options {
+            seed: 0,
+            seeds: 3,
+            sizes: 3,
+            inside: true,
+            pins: Pins::default(),
+            tolerance: Tolerance::EXACT,
+        }
     }
 }
 
@@ -49,12 +65,25 @@ pub struct Validation {
     pub tolerance: Tolerance,
     /// Differences over all runs; `None` when no run was compared.
     pub comparison: Option<Comparison>,
+    /// The same for values inside the graph; `None` when none was compared.
+    pub inside: Option<Inside>,
     /// Why it failed or was skipped.
     pub reason: Option<String>,
     /// The runs that were compared.
     pub runs: Vec<Run>,
     /// Sizes that the reference does not run with, and why.
     pub refused: Vec<(Sizes, String)>,
+}
+
+/// How far values inside the graph are apart, in one run with the first sizes and seed that worked.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Inside {
+    /// Number of values that have the same name in both files and were compared.
+    pub values: usize,
+    /// True when all of them had the same bits.
+    pub bit_identical: bool,
+    /// Largest relative difference; see [`Comparison::max_rel`].
+    pub max_rel: f64,
 }
 
 /// One comparison: the same inputs through both files.
@@ -88,7 +117,9 @@ pub fn validate(
     }
 }
 
-/// Runs both files on the same random inputs and compares the outputs. Stops at the first run that fails.
+/// Runs both files on the same random inputs and compares the outputs; then once more, comparing every value inside
+/// that has the same name in both. A rewrite keeps a name only for the same value, and in a network that damps what
+/// its early layers do, outputs alone say little about those. Stops at the first run that fails.
 ///
 /// # Errors
 /// [`RuntimeError::Sizes`] when the pinned sizes contradict the reference. Whatever else goes wrong is a verdict.
@@ -99,73 +130,131 @@ pub fn validate_with(
     options: &Options,
 ) -> Result<Validation, RuntimeError> {
     let mut found = Validation::new(backend.name(), options.tolerance);
-    let mut original = match backend.load(reference) {
+    let original = match backend.load(reference) {
         Ok(session) => session,
         Err(e) => return Ok(found.skipped(e)),
     };
-    let mut rewritten = backend.load(candidate);
+    let all_sizes = assignments(original.interface(), &options.pins)?;
+    let mut pair = Pair { original, rewritten: backend.load(candidate), options };
     let mut sizes_run = 0;
-    for sizes in assignments(original.interface(), &options.pins)? {
+    for sizes in all_sizes {
         if sizes_run == options.sizes.max(1) {
             break;
         }
         let seeds = if sizes_run == 0 { options.seeds.max(1) as u64 } else { 1 };
         for seed in (0..seeds).map(|i| options.seed.wrapping_add(i)) {
-            let inputs = random_inputs(original.interface(), &sizes, &options.pins, seed);
-            let run = inputs.and_then(|inputs| {
-                let (expected, actual) = run_both(original.as_mut(), rewritten.as_deref_mut().ok(), &inputs);
-                Ok((expected?, actual))
-            });
-            let (expected, actual) = match run {
-                Ok(run) => run,
-                Err(e) => {
-                    found.refused.push((sizes.clone(), e.to_string()));
+            let result = match pair.compare_outputs(&sizes, seed) {
+                Ok((run, result)) => {
+                    found.runs.push(run);
+                    result
+                }
+                Err(Stop::Refused(reason)) => {
+                    found.refused.push((sizes.clone(), reason));
                     break;
                 }
+                Err(Stop::Failed(reason)) => return Ok(found.failed(reason)),
             };
-            match &rewritten {
-                Ok(session) => {
-                    if let Some(difference) = differ(original.interface(), session.interface()) {
-                        return Ok(found.failed(difference));
-                    }
-                }
-                Err(e) => return Ok(found.failed(format!("the rewritten model does not load: {e}"))),
-            }
-            let actual = match actual {
-                Some(Ok(actual)) => actual,
-                Some(Err(e)) => return Ok(found.failed(format!("the rewritten model does not run: {e}"))),
-                None => return Ok(found.failed("the run of the rewritten model panicked")),
-            };
-            let result = match compare(&expected.tensors, &actual.tensors, options.tolerance) {
-                Ok(result) => result,
-                Err(mismatch) => return Ok(found.failed(mismatch)),
-            };
-            let passed = result.passed();
+            let reason = (!result.passed()).then(|| describe("output elements", &result));
             match &mut found.comparison {
                 Some(total) => total.merge(result),
                 none => *none = Some(result),
             }
-            found.runs.push(Run {
-                seed,
-                sizes: sizes.clone(),
-                reference: expected.wall,
-                candidate: actual.wall,
-            });
-            if !passed {
-                let reason = found.comparison.as_ref().map(describe).unwrap_or_default();
-                return Ok(found.failed(reason));
+            if let Some(reason) = reason {
+                let origin = pair.look_inside(&sizes, seed, &mut found.inside);
+                let origin = origin.map(|inside| format!("; first inside the model: {inside}"));
+                return Ok(found.failed(reason + &origin.unwrap_or_default()));
             }
         }
         if found.runs.last().is_some_and(|run| run.sizes == sizes) {
             sizes_run += 1;
         }
     }
-    match found.refused.first() {
-        Some((_, reason)) if found.runs.is_empty() => {
-            let reason = reason.clone();
-            Ok(found.skipped(reason))
+    let Some(first) = found.runs.first() else {
+        let reason = found.refused.first().map(|(_, reason)| reason.clone()).unwrap_or_default();
+        return Ok(found.skipped(reason));
+    };
+    let (sizes, seed) = (first.sizes.clone(), first.seed);
+    match pair.look_inside(&sizes, seed, &mut found.inside) {
+        Some(difference) => Ok(found.failed(format!("a value inside the model differs: {difference}"))),
+        None => Ok(found),
+    }
+}
+
+/// Both models, loaded.
+struct Pair<'a> {
+    original: Box<dyn Session>,
+    rewritten: Result<Box<dyn Session>, RuntimeError>,
+    options: &'a Options,
+}
+
+/// Why there is nothing to compare.
+enum Stop {
+    /// The reference does not run like this.
+    Refused(String),
+    /// The candidate does not do what the reference does.
+    Failed(String),
+}
+
+impl Pair<'_> {
+    /// The same random inputs through both models, each on its own thread.
+    fn run(&mut self, sizes: &Sizes, seed: u64) -> Result<(Outputs, Outputs), Stop> {
+        let inputs = random_inputs(self.original.interface(), sizes, &self.options.pins, seed)
+            .map_err(|e| Stop::Refused(e.to_string()))?;
+        let rewritten = self.rewritten.as_deref_mut().ok();
+        let (expected, actual) = std::thread::scope(|scope| {
+            let other = rewritten.map(|session| scope.spawn(|| session.run(&inputs)));
+            (self.original.run(&inputs), other.and_then(|thread| thread.join().ok()))
+        });
+        let expected = expected.map_err(|e| Stop::Refused(e.to_string()))?;
+        match &self.rewritten {
+            Ok(session) => differ(self.original.interface(), session.interface()).map_or(Ok(()), Err),
+            Err(e) => Err(format!("the rewritten model does not load: {e}")),
         }
-        _ => Ok(found),
+        .map_err(Stop::Failed)?;
+        match actual {
+            Some(Ok(actual)) => Ok((expected, actual)),
+            Some(Err(e)) => Err(Stop::Failed(format!("the rewritten model does not run: {e}"))),
+            None => Err(Stop::Failed("the run of the rewritten model panicked".to_string())),
+        }
+    }
+
+    fn compare_outputs(&mut self, sizes: &Sizes, seed: u64) -> Result<(Run, Comparison), Stop> {
+        let (expected, actual) = self.run(sizes, seed)?;
+        let result = compare(&expected.tensors, &actual.tensors, self.options.tolerance)
+            .map_err(|mismatch| Stop::Failed(mismatch.to_string()))?;
+        Ok((Run { seed, sizes: sizes.clone(), reference: expected.wall, candidate: actual.wall }, result))
+    }
+
+    /// Compares the values inside that both models name, and tells the first that differs. Values that a runtime
+    /// cannot show are passed over.
+    fn look_inside(&mut self, sizes: &Sizes, seed: u64, total: &mut Option<Inside>) -> Option<String> {
+        let rewritten = self.rewritten.as_deref_mut().ok()?;
+        let theirs: HashSet<&String> = rewritten.values().iter().collect();
+        let common: Vec<String> =
+            self.original.values().iter().filter(|v| theirs.contains(v)).cloned().collect();
+        if common.is_empty() || !self.options.inside {
+            return None;
+        }
+        rewritten.watch(&common, WATCH_BUDGET);
+        self.original.watch(&common, WATCH_BUDGET);
+        let (expected, actual) = self.run(sizes, seed).ok()?;
+        let actual: HashMap<&str, &Tensor> = actual.watched.iter().map(|(name, t)| (&**name, t)).collect();
+        let inside = total.insert(Inside { values: 0, bit_identical: true, max_rel: 0.0 });
+        for (name, a) in &expected.watched {
+            let Some(b) = actual.get(&**name) else { continue };
+            let pair = ([(name.clone(), a.clone())], [(name.clone(), (*b).clone())]);
+            let result = match compare(&pair.0, &pair.1, self.options.tolerance.inside()) {
+                Ok(result) => result,
+                Err(mismatch) => return Some(mismatch.to_string()),
+            };
+            inside.values += 1;
+            inside.bit_identical &= result.bit_identical;
+            inside.max_rel = inside.max_rel.max(result.max_rel);
+            if !result.passed() {
+                return Some(describe("elements", &result));
+            }
+        }
+        None
     }
 }
 
@@ -177,6 +266,7 @@ impl Validation {
             runtime,
             tolerance,
             comparison: None,
+            inside: None,
             reason: None,
             runs: Vec::new(),
             refused: Vec::new(),
@@ -197,25 +287,11 @@ impl Validation {
     }
 }
 
-/// Runs both models at the same time, each on its own thread. The candidate's result is `None` when there is no
-/// candidate or its thread panicked.
-fn run_both(
-    reference: &mut dyn Session,
-    candidate: Option<&mut (dyn Session + 'static)>,
-    inputs: &[Named],
-) -> (Result<Outputs, RuntimeError>, Option<Result<Outputs, RuntimeError>>) {
-    std::thread::scope(|scope| {
-        let other = candidate.map(|session| scope.spawn(move || session.run(inputs)));
-        let expected = reference.run(inputs);
-        (expected, other.and_then(|thread| thread.join().ok()))
-    })
-}
-
-/// One sentence on outputs that differ.
-fn describe(c: &Comparison) -> String {
-    let Some(worst) = &c.worst else { return "outputs differ".to_string() };
+/// One sentence on values that differ.
+fn describe(what: &str, c: &Comparison) -> String {
+    let Some(worst) = &c.worst else { return format!("{what} differ") };
     format!(
-        "{} of {} output elements differ; the worst is {}{:?}: {:e} instead of {:e}",
+        "{} of {} {what} differ; the worst is {}{:?}: {:e} instead of {:e}",
         c.differing, c.elements, worst.output, worst.index, worst.candidate, worst.reference
     )
 }
@@ -270,7 +346,8 @@ mod tests {
                     .node("Mul", &[&format!("m{layer}{i}"), &format!("s{i}")], &[&format!("t{layer}{i}")]);
             }
             let term = |i: usize| format!("t{layer}{}", accumulate[i]);
-            let (partial, sum) = (format!("p{layer}"), format!("y{layer}"));
+            // Another partial sum needs another name: equal names promise equal values.
+            let (partial, sum) = (format!("p{layer}{}", accumulate[0]), format!("y{layer}"));
             b = b.node("Add", &[&term(0), &term(1)], &[&partial]).node("Add", &[&partial, &term(2)], &[&sum]);
             last = sum;
         }
@@ -320,8 +397,42 @@ mod tests {
         });
         let v = validate(&good.file(), &bad.file(), &options()).unwrap();
         assert_eq!(v.status, Status::Failed);
-        assert!(v.reason.unwrap().contains("output elements differ; the worst is y5["));
+        let reason = v.reason.unwrap();
+        assert!(reason.contains("output elements differ; the worst is y5["), "{reason}");
+        assert!(reason.contains("; first inside the model: "), "{reason}");
+        assert!(reason.contains("the worst is t30["), "{reason}");
         assert!(v.comparison.unwrap().max_rel > 1e-4);
+    }
+
+    /// A network that damps everything before its last layer to a billionth.
+    fn damped(scalar: f64) -> ModelFile {
+        ModelBuilder::new()
+            .input("x", DType::F32, &["4", "8"])
+            .constant("s", &f32s(&[], &[scalar]))
+            .constant("small", &f32s(&[], &[1e-9]))
+            .constant("one", &f32s(&[], &[1.0]))
+            .node("Mul", &["x", "s"], &["term"])
+            .node("Add", &["x", "term"], &["sum"])
+            .node("Mul", &["sum", "small"], &["damped"])
+            .node("Add", &["damped", "one"], &["y"])
+            .output("y", DType::F32, &["4", "8"])
+            .file()
+    }
+
+    #[test]
+    fn a_mistake_that_the_network_damps_shows_inside() {
+        let v = validate(&damped(0.5), &damped(0.505), &options()).unwrap();
+        assert_eq!(v.comparison.as_ref().map(|c| c.passed()), Some(true));
+        assert_eq!(v.status, Status::Failed);
+        let reason = v.reason.unwrap();
+        assert!(reason.starts_with("a value inside the model differs: "), "{reason}");
+        assert!(reason.contains("the worst is term["), "{reason}");
+    }
+
+    #[test]
+    fn equal_models_are_equal_inside() {
+        let v = validate(&damped(0.5), &damped(0.5), &Options::default()).unwrap();
+        assert_eq!(v.inside, Some(Inside { values: 3, bit_identical: true, max_rel: 0.0 }));
     }
 
     #[test]
