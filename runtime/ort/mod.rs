@@ -254,7 +254,7 @@ impl Session for OrtSession {
                 start.elapsed()
             }
         };
-        Ok(Outputs { tensors, wall, peak_bytes: None })
+        Ok(Outputs { tensors, watched: Vec::new(), wall, peak_bytes: None })
     }
 }
 
