@@ -323,6 +323,7 @@ mod tests {
     use super::*;
     use crate::testing::*;
     use dmopt_ir::{DType, Safety};
+    use std::path::Path;
 
     /// `y = sum_i s_i * x_i` over three streams of `x`, then a product with a matrix, repeated; `accumulate` says
     /// in which order the terms are added.
@@ -402,6 +403,43 @@ mod tests {
         assert!(reason.contains("; first inside the model: "), "{reason}");
         assert!(reason.contains("the worst is t30["), "{reason}");
         assert!(v.comparison.unwrap().max_rel > 1e-4);
+    }
+
+    fn export(name: &str) -> ModelFile {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/pytorch/");
+        ModelFile::open(&Path::new(folder).join(name)).unwrap()
+    }
+
+    #[test]
+    fn exports_with_a_symbolic_batch_run_with_several_batches() {
+        let model = export("direct_mixing_conv_d18_n3_f13_symbatch_zeros_dynamo.onnx");
+        let v = validate(&model, &model, &Options { seeds: 1, ..Options::default() }).unwrap();
+        assert_eq!((v.status, v.reason.as_deref()), (Status::Passed, None));
+        let batches: Vec<u64> = v.runs.iter().flat_map(|r| r.sizes.values().copied()).collect();
+        assert_eq!(batches, [1, 2, 3]);
+        assert!(v.inside.is_some_and(|inside| inside.values > 100 && inside.bit_identical));
+    }
+
+    #[test]
+    fn exports_in_float16_run() {
+        let model = export("direct_mixing_conv_d18_n2_f13_f16_ts.onnx");
+        let v = validate(&model, &model, &Options { seeds: 1, ..Options::default() }).unwrap();
+        assert_eq!((v.status, v.reason.as_deref()), (Status::Passed, None));
+    }
+
+    #[test]
+    fn the_first_scalar_of_a_deep_export_off_by_a_percent_fails() {
+        use prost::Message;
+        let model = export("direct_mixing_conv_d18_n4_f1_ts.onnx");
+        let mut proto = tract_onnx::pb::ModelProto::decode(&model.bytes[..]).unwrap();
+        let constants = &mut proto.graph.as_mut().unwrap().initializer;
+        let scalar = constants.iter_mut().find(|t| t.name == "stem.mixing.a.0").unwrap();
+        let value = f32::from_le_bytes(scalar.raw_data[..].try_into().unwrap());
+        scalar.raw_data = (value * 1.01).to_le_bytes().to_vec();
+        let off = ModelFile { bytes: proto.encode_to_vec().into(), folder: None };
+        let v = validate(&model, &off, &Options { seeds: 1, ..options() }).unwrap();
+        assert_eq!(v.status, Status::Failed, "the logits alone differ by {:?}", v.comparison);
+        assert!(v.reason.unwrap().starts_with("a value inside the model differs: "));
     }
 
     /// A network that damps everything before its last layer to a billionth.
