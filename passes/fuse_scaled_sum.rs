@@ -308,8 +308,7 @@ struct Replacement {
 }
 
 fn replacement(graph: &Graph, root: OpId, combination: &Combination) -> Result<Replacement, String> {
-    let (terms, addends) = merge(combination.terms.clone());
-    let mut terms: Vec<Term> = terms;
+    let (mut terms, addends) = split(&combination.terms);
     terms.sort_by_cached_key(|t| ready(graph, t));
     let accumulated = accumulate(graph, &combination.ty, &terms, addends)
         .ok_or_else(|| format!("a coefficient does not fit {}", combination.ty.dtype))?;
@@ -332,34 +331,16 @@ fn reshape_target(ty: &TensorType) -> Option<Vec<i64>> {
     shape.iter().map(|d| d.known().map_or(Some(-1), |n| i64::try_from(n).ok())).collect()
 }
 
-/// Terms with one `x` and the same computed coefficient become one, and terms that are zero disappear (the last one
-/// stays). Addends likewise.
-fn merge(all: Vec<Term>) -> (Vec<Term>, Vec<Factor>) {
-    let mut terms: Vec<Term> = Vec::new();
-    let mut addends: Vec<Factor> = Vec::new();
-    for term in all {
-        let known = match term.x {
-            Some(_) => terms.iter_mut().find(|t| t.x == term.x && t.factor.parts == term.factor.parts),
-            None => None,
-        };
-        let known = match (known, term.x) {
-            (Some(t), _) => Some(&mut t.factor),
-            (None, None) => addends.iter_mut().find(|f| f.parts == term.factor.parts),
-            (None, Some(_)) => None,
-        };
-        match known.and_then(|f| f.constant.plus(&term.factor.constant).map(|sum| (f, sum))) {
-            Some((factor, sum)) => factor.constant = sum,
-            None if term.x.is_some() => terms.push(term),
-            None => addends.push(term.factor),
-        }
-    }
+/// Terms and addends apart, without those that are zero; the last term stays.
+fn split(all: &[Term]) -> (Vec<Term>, Vec<Factor>) {
+    let (mut terms, addends): (Vec<Term>, Vec<Term>) = all.iter().cloned().partition(|t| t.x.is_some());
     let last = terms.last().cloned();
     terms.retain(|t| !t.factor.constant.is_zero());
     if terms.is_empty() {
         terms.extend(last);
     }
-    addends.retain(|f| !f.constant.is_zero());
-    (terms, addends)
+    let addends = addends.into_iter().map(|t| t.factor).filter(|f| !f.constant.is_zero());
+    (terms, addends.collect())
 }
 
 /// The chain. `None` when a constant does not fit the element type.
@@ -659,5 +640,45 @@ mod tests {
         let text = print_graph(&model.graph);
         assert!(text.find("p = Mul").unwrap() < text.find("v = Tanh").unwrap(), "{text}");
         assert!(text.contains("q = Mul(b, v)"), "{text}");
+    }
+
+    #[test]
+    fn a_partial_sum_read_twice_within_the_combination_is_looked_through() {
+        let outcome = check(
+            "f (float[2,4] a, float[2,4] b, float[2,4] c) => (float[2,4] z)
+             <float two = {2.0}, float half = {0.5}, float quarter = {0.25}> {
+                s = Mul(a, two)
+                d = Sub(b, s)  e = Mul(d, half)  l = Add(s, e)
+                f = Sub(c, l)  g = Mul(f, quarter)  z = Add(l, g)
+             }",
+            "f (float[2,4] a, float[2,4] b, float[2,4] c) => (float[2,4] z)
+             <float p = {0.75}, float q = {0.375}, float r = {0.25}> {
+                x = Mul(a, p)  y = Mul(b, q)  t = Add(x, y)  w = Mul(c, r)  z = Add(t, w)
+             }",
+        );
+        assert_eq!((outcome.sites.len(), outcome.sites[0].terms), (1, 3));
+    }
+
+    #[test]
+    fn a_stack_keeps_its_slices_through_reshapes_around_ones() {
+        check(
+            "f (float[2,4] a, float[2,4] b) => (float[2,4] z)
+             <float[1,1,2] v = {2.0, 3.0}, int64[1] zero = {0}, int64[3] flat = {1, 2, 8}, int64[2] back = {2, 4}> {
+                p = Unsqueeze(a, zero)  q = Unsqueeze(b, zero)  s = Concat<axis=0>(p, q)
+                f = Reshape(s, flat)  m = MatMul(v, f)  z = Reshape(m, back)
+             }",
+            "f (float[2,4] a, float[2,4] b) => (float[2,4] z) <float v = {2.0}, float w = {3.0}> {
+                p = Mul(a, v)  q = Mul(b, w)  z = Add(p, q)
+             }",
+        );
+    }
+
+    #[test]
+    fn steps_that_wait_for_nothing_do_not_fight_for_the_first_place() {
+        check_left(
+            "f (float[2,4] x) => (float[2,4] z) <float a = {-2.0}, float b = {3.0}> {
+                r = Relu(x)  m = Mul(x, a)  n = Mul(r, b)  z = Add(m, n)
+             }",
+        );
     }
 }

@@ -147,7 +147,8 @@ impl Expr {
 
 impl Placement {
     /// The operators that do not stand as early as they could: something other than `members` stands between them
-    /// and the last of their operands. `position` is the place of each operator in the file, by index.
+    /// and the last of their operands. `position` is the place of each operator in the file, by index. Operators
+    /// that wait for none stand well anywhere: an input of the graph is there from the start.
     pub fn late(
         &self,
         graph: &Graph,
@@ -156,8 +157,10 @@ impl Placement {
         members: &HashSet<OpId>,
     ) -> Vec<OpId> {
         let late = |&op: &OpId| {
-            let after = graph.predecessors(op).map(|p| position[p.index()] + 1).max().unwrap_or(0);
-            order[after..position[op.index()]].iter().any(|between| !members.contains(between))
+            let last = graph.predecessors(op).map(|p| position[p.index()]).max();
+            last.is_some_and(|last| {
+                order[last + 1..position[op.index()]].iter().any(|between| !members.contains(between))
+            })
         };
         self.ops.iter().copied().filter(late).collect()
     }

@@ -136,6 +136,23 @@ impl Combination {
         Some(out)
     }
 
+    /// Makes one term of those with the same `x` (or none) and the same computed coefficient.
+    pub(super) fn merge(&mut self) {
+        let mut merged: Vec<Term> = Vec::new();
+        for term in self.terms.drain(..) {
+            let same = |t: &&mut Term| t.x == term.x && t.factor.parts == term.factor.parts;
+            let known = merged.iter_mut().find(same);
+            match known.and_then(|t| t.factor.constant.plus(&term.factor.constant).map(|sum| (t, sum))) {
+                Some((known, sum)) => {
+                    known.factor.constant = sum;
+                    known.scaled = true;
+                }
+                None => merged.push(term),
+            }
+        }
+        self.terms = merged;
+    }
+
     /// All terms with the other sign.
     pub(super) fn negated(mut self) -> Combination {
         for term in &mut self.terms {
@@ -196,7 +213,33 @@ impl<'g> Finder<'g> {
     /// The combination that computes `value`, looking through at least its own operator. `None` when that is not
     /// linear, or not certain to be.
     pub fn combination(&self, value: ValueId) -> Option<Combination> {
-        self.linear(value, 0)
+        let mut all = self.linear(value, 0)?;
+        all.merge();
+        // A partial sum that is read several times, but within this combination alone, need not exist either:
+        // a + w * (b - a) reads a twice.
+        while let Some((x, inner)) = all.terms.iter().find_map(|t| self.within(t.x?, &all)) {
+            let (shared, rest): (Vec<Term>, Vec<Term>) =
+                all.terms.iter().cloned().partition(|t| t.x == Some(x));
+            let Some(scaled) = shared.iter().map(|t| inner.times(&t.factor)).collect::<Option<Vec<_>>>()
+            else {
+                break;
+            };
+            all.terms = rest;
+            all.terms.extend(scaled.into_iter().flat_map(|inner| inner.terms));
+            all.ops.extend(&inner.ops);
+            all.form = all.form.max(inner.form);
+            all.merge();
+        }
+        Some(all)
+    }
+
+    /// The combination behind a term that only operators of `all` read.
+    fn within(&self, x: ValueId, all: &Combination) -> Option<(ValueId, Combination)> {
+        let inside = self.graph.readers(x) > 1
+            && !self.graph.is_output(x)
+            && self.graph.uses(x).all(|at| all.ops.contains(&at.op));
+        let inner = inside.then(|| self.linear(x, 1)).flatten()?;
+        inner.ty.same_shape(&all.ty).then_some((x, inner))
     }
 
     pub(super) fn refuse(&self, op: OpId, reason: impl Into<String>) {

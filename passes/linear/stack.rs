@@ -168,13 +168,12 @@ impl Finder<'_> {
                 slices.into_iter().map(Combination::negated).collect()
             }
             "Mul" | "Div" => self.scaled_slices(op, ty, stacked, depth)?,
-            // Row-major order keeps slices along the first axis whole.
-            "Reshape" | "Flatten" if stacked == 0 => {
-                let inner = self.graph.tensor_type(op.input(0)?)?.shape.as_ref()?;
-                if !inner.first()?.same(shape.first()?) {
-                    return None;
-                }
-                self.slices(op.input(0)?, 0, depth + 1)?
+            // Row-major order keeps slices whole when nothing but ones stands before their axis, here and there.
+            "Reshape" | "Flatten" if ones_before(shape, stacked) => {
+                let input = op.input(0)?;
+                let inner = self.graph.tensor_type(input)?.shape.as_ref()?;
+                let fits = |&j: &usize| ones_before(inner, j) && inner[j].same(&shape[stacked]);
+                (0..inner.len()).filter(fits).find_map(|j| self.slices(input, j, depth + 1))?
             }
             _ => return None,
         };
@@ -253,6 +252,11 @@ impl Finder<'_> {
         });
         scaled.collect()
     }
+}
+
+/// True when every size before an axis is one.
+fn ones_before(shape: &[Dim], axis: usize) -> bool {
+    shape.iter().take(axis).all(|d| *d == Dim::Known(1))
 }
 
 /// The sum of slices, which must all have one shape.
