@@ -17,6 +17,7 @@ mod op;
 #[cfg(test)]
 mod properties;
 mod rewriter;
+mod sizes;
 mod tensor;
 pub mod text;
 mod types;
@@ -29,6 +30,7 @@ pub use id::{OpId, ValueId};
 pub use model::{Function, Model, Names, Opsets};
 pub use op::{Attribute, AttributeValue, Op};
 pub use rewriter::{NewOp, Operand, Patch, Position, Refusal, Rewriter, Safety};
+pub use sizes::Sizes;
 pub use tensor::{External, LoadExternal, SparseTensor, Storage, Tensor, TensorError};
 pub use types::{Dim, Shape, TensorType, Type};
 pub use verify::{Boundary, Invariant, Violation, verify, verify_model};
