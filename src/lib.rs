@@ -1,1 +1,150 @@
-//! dmopt: the API on one screen.
+//! dmopt makes an ONNX model need the least memory that its computation allows, and proves that the outputs are the
+//! same. The API on one screen:
+//!
+//! ```no_run
+//! use dmopt::{Options, Source, Target, optimize};
+//!
+//! let source = Source::open("model.onnx".as_ref())?;
+//! let report = optimize(&source, Target::File("model.opt.onnx".into()), &Options::default())?;
+//! println!("{} mixing sites rewritten", report.mixing_sites.iter().filter(|site| site.rewritten).count());
+//! # Ok::<(), dmopt::Error>(())
+//! ```
+//!
+//! [`optimize()`] is read, [`rewrite`], export, [`place`], report. Each step can be had alone, and each crate below
+//! is re-exported under its short name.
+
+mod error;
+mod facts;
+mod inspect;
+mod place;
+pub mod report;
+mod source;
+mod tolerance;
+
+use dmopt_ir::{Model, Safety, Sizes};
+use dmopt_passes::Outcome;
+
+pub use dmopt_ir as ir;
+pub use dmopt_memory as memory;
+pub use dmopt_onnx as onnx;
+pub use dmopt_passes as passes;
+pub use dmopt_runtime as runtime;
+
+pub use error::Error;
+pub use facts::Facts;
+pub use inspect::{Inspection, inspect};
+pub use place::{Placed, Verdict, place};
+pub use report::Report;
+pub use source::{Source, Target};
+pub use tolerance::depth;
+
+/// What to do to a model, and how far to trust it.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Only these passes, by name; empty means all.
+    pub passes: Vec<String>,
+    /// Not these.
+    pub skip: Vec<String>,
+    /// Bit-identical edits only.
+    pub exact: bool,
+    /// Stop after this many edits.
+    pub stop_after: Option<u64>,
+    /// Check every invariant after every pass.
+    pub verify: bool,
+    /// Sizes for open dimensions, for validation and for the predicted peak.
+    pub sizes: Sizes,
+    /// The first seed of the random inputs.
+    pub seed: u64,
+    /// Whether the result has to prove itself.
+    pub validate: Validate,
+    /// Told what happens, as it happens.
+    pub progress: Option<&'a dyn Fn(Stage<'_>)>,
+}
+
+/// Whether the result has to prove itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Validate {
+    /// It is run, where the runtime can; what cannot be run is put in place with the reason in the report.
+    #[default]
+    WhenPossible,
+    /// It is run, or not put in place.
+    Required,
+    /// It is not run.
+    Never,
+}
+
+/// Where [`optimize()`] is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage<'a> {
+    /// Reading the input.
+    Read,
+    /// Running a pass.
+    Pass {
+        /// Its name.
+        name: &'a str,
+        /// How often the pipeline has begun, this time included.
+        round: usize,
+    },
+    /// Writing the result.
+    Write,
+    /// Running original and result on the same inputs.
+    Validate,
+}
+
+/// Rewrites a model and puts it where `target` says, once it has proved itself.
+///
+/// # Errors
+/// See [`Error`]. Nothing is at the target then that was not there before.
+pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> Result<Report, Error> {
+    let say = |stage| options.progress.iter().for_each(|tell| tell(stage));
+    say(Stage::Read);
+    let mut original = source.model()?;
+    source.guard(&target, &original)?;
+    ir::infer::infer_graph(&mut original.graph);
+    let open = report::OpenSizes::of(&original.graph, &options.sizes)
+        .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
+
+    let mut model = original.clone();
+    let outcome = rewrite(&mut model, source, options)?;
+
+    say(Stage::Write);
+    let candidate = onnx::export(&model, &onnx::ExportOptions::default())
+        .map_err(|cause| Error::Export { file: source.name.clone(), cause })?;
+    let check = (options.validate != Validate::Never).then(|| runtime::Options {
+        seed: options.seed,
+        pins: runtime::inputs::Pins {
+            dims: options.sizes.dims.clone(),
+            shapes: options.sizes.shapes.clone(),
+        },
+        tolerance: tolerance::of(&original, &outcome),
+        ..runtime::Options::default()
+    });
+    let require = options.validate == Validate::Required;
+    let placed = place(candidate, source, target, check.as_ref(), require, &|| say(Stage::Validate))?;
+    let report = Report::new(source, &original, &model, &outcome, &placed, &open);
+    match placed.verdict {
+        Verdict::InPlace => Ok(report),
+        Verdict::Rejected { kept } => Err(Error::OutputsDiffer { report: Box::new(report), kept }),
+        Verdict::Withheld => Err(Error::NotValidated { report: Box::new(report) }),
+    }
+}
+
+/// Runs the passes that the options choose.
+///
+/// # Errors
+/// [`Error::Passes`].
+pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Result<Outcome, Error> {
+    let progress = |name: &str, round| {
+        options.progress.iter().for_each(|tell| tell(Stage::Pass { name, round }));
+    };
+    let options = passes::Options {
+        only: options.passes.clone(),
+        skip: options.skip.clone(),
+        allow: options.exact.then_some(Safety::Exact),
+        stop_after: options.stop_after,
+        verify: options.verify,
+        progress: Some(&progress),
+        ..passes::Options::default()
+    };
+    passes::run(model, &options).map_err(|cause| Error::Passes { file: source.name.clone(), cause })
+}

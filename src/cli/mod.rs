@@ -1,0 +1,169 @@
+//! Commands, one file each, and how they end.
+
+mod inspect;
+mod optimize;
+mod passes;
+mod progress;
+mod table;
+mod units;
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use dmopt::Source;
+use dmopt::ir::Sizes;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  error: one line on standard error says what is wrong, nothing is written
+  2  wrong usage: an unknown flag, pass or value
+  3  outputs differ: the result is kept as *.rejected.onnx, the output is untouched
+  4  a limit or baseline is not met (reserved: no command sets one yet)
+  5  a runtime that was required is not built in or cannot run the model";
+
+/// Makes an ONNX model need the least memory that its computation allows, and proves that the outputs are the same.
+#[derive(Parser)]
+#[command(name = "dmopt", version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Optimize(optimize::Optimize),
+    Passes(passes::Passes),
+    Inspect(inspect::Inspect),
+}
+
+/// Sizes for what the model leaves open.
+#[derive(Args)]
+struct SizeArgs {
+    /// Shape of an input, for validation and memory prediction; the written model stays as open as it was
+    #[arg(long, value_name = "NAME=DIMS", value_parser = shape)]
+    input_shape: Vec<(String, Vec<u64>)>,
+    /// Size of a symbolic dimension (INPUT.AXIS for one without a name), likewise
+    #[arg(long, value_name = "NAME=N", value_parser = dim)]
+    dim: Vec<(String, u64)>,
+}
+
+impl SizeArgs {
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            dims: self.dim.iter().cloned().collect(),
+            shapes: self.input_shape.iter().cloned().collect(),
+        }
+    }
+}
+
+/// `NAME=DIMS`, sizes separated by `x` or `,`. A name may have a `=` in it, sizes may not.
+fn shape(text: &str) -> Result<(String, Vec<u64>), String> {
+    let (name, dims) = named(text)?;
+    let sizes = dims.split(['x', ',']).filter(|_| !dims.is_empty()).map(size).collect::<Result<_, _>>()?;
+    Ok((name, sizes))
+}
+
+/// `NAME=N`.
+fn dim(text: &str) -> Result<(String, u64), String> {
+    let (name, number) = named(text)?;
+    Ok((name, size(number)?))
+}
+
+fn named(text: &str) -> Result<(String, &str), String> {
+    match text.rsplit_once('=') {
+        Some((name, rest)) if !name.is_empty() => Ok((name.to_string(), rest)),
+        _ => Err("expected a name, '=' and a size, as in batch=4".to_string()),
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text.trim().parse().map_err(|_| format!("'{text}' is not a size"))
+}
+
+/// Names of passes, so that a wrong one is a usage error with a suggestion.
+fn pass_names() -> PossibleValuesParser {
+    dmopt::passes::PIPELINE.iter().map(|pass| pass.name()).collect::<Vec<_>>().into()
+}
+
+/// Opens a file, or reads standard input for `-`.
+fn source(path: &Path) -> Result<Source, dmopt::Error> {
+    if is_pipe(path) { Source::read("<stdin>", io::stdin().lock()) } else { Source::open(path) }
+}
+
+fn is_pipe(path: &Path) -> bool {
+    path == PathBuf::from("-")
+}
+
+/// Runs the command line.
+pub fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Optimize(args) => args.run(),
+        Command::Passes(args) => args.run(),
+        Command::Inspect(args) => args.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let known = error.downcast_ref::<dmopt::Error>();
+            // Our own messages are complete; others need their causes.
+            let message = known.map_or_else(|| format!("{error:#}"), ToString::to_string);
+            anstream::eprintln!("{ERROR}error:{ERROR:#} {}", one_line(&message));
+            ExitCode::from(known.map_or(1, dmopt::Error::exit_code))
+        }
+    }
+}
+
+const ERROR: anstyle::Style = anstyle::AnsiColor::Red.on_default().bold();
+
+/// What libraries say may have several lines.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ")
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = match error.downcast_ref::<dmopt::Error>() {
+        Some(dmopt::Error::Onnx(dmopt::onnx::Error::Io { cause, .. })) => Some(cause),
+        Some(_) => None,
+        None => error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()),
+    };
+    cause.is_some_and(|cause| cause.kind() == ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shapes_may_be_separated_either_way() {
+        assert_eq!(shape("x=1,3,224,224").unwrap(), ("x".into(), vec![1, 3, 224, 224]));
+        assert_eq!(shape("a=b=2x3").unwrap(), ("a=b".into(), vec![2, 3]));
+        assert_eq!(shape("scalar=").unwrap(), ("scalar".into(), vec![]));
+        assert!(shape("x=1,,2").is_err());
+        assert!(shape("=3").is_err());
+    }
+
+    #[test]
+    fn dimensions_have_one_size() {
+        assert_eq!(dim("batch=4").unwrap(), ("batch".into(), 4));
+        assert!(dim("batch").is_err());
+        assert!(dim("batch=-1").is_err());
+    }
+
+    #[test]
+    fn messages_of_several_lines_become_one() {
+        assert_eq!(one_line("a\n  b\n\n"), "a; b");
+    }
+}

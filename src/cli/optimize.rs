@@ -1,0 +1,164 @@
+//! `dmopt optimize`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use dmopt::{Options, Report, Target, Validate};
+
+use super::progress::Progress;
+use super::{SizeArgs, is_pipe, pass_names, source, table};
+
+/// Rewrite a model so that it needs less memory, prove that outputs are the same, and write it
+#[derive(Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub struct Optimize {
+    /// The model; - for standard input
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Where the result goes [default: IN with .opt.onnx at the end]; - for standard output
+    #[arg(value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// The same as OUT
+    #[arg(short, long = "output", value_name = "OUT", conflicts_with = "output")]
+    o: Option<PathBuf>,
+    /// What the result is for; portable means plain ONNX operators that every runtime has
+    #[arg(long, value_enum, default_value_t = For::Portable)]
+    target: For,
+    /// Only these passes, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
+    passes: Vec<String>,
+    /// Not these passes, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
+    skip: Vec<String>,
+    /// Only edits that keep every bit of the outputs
+    #[arg(long)]
+    exact: bool,
+    #[command(flatten)]
+    sizes: SizeArgs,
+    /// First seed of the random inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Do not run the models
+    #[arg(long)]
+    no_validate: bool,
+    /// Fail with exit code 5 where validation would be skipped
+    #[arg(long, conflicts_with = "no_validate")]
+    require_validation: bool,
+    /// Write what was done and found as JSON (dmopt.report/1), also when the result is rejected
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// Stop after this many edits
+    #[arg(long, value_name = "N")]
+    stop_after: Option<u64>,
+    /// Check every invariant of the graph after every pass
+    #[arg(long)]
+    verify: bool,
+    /// Print the result as text on standard output
+    #[arg(long)]
+    print: bool,
+    /// Print errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print every pass, mixing site and refusal
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// What a result is for.
+#[derive(Clone, Copy, ValueEnum)]
+enum For {
+    /// Plain ONNX operators that every runtime has.
+    Portable,
+}
+
+impl Optimize {
+    pub fn run(self) -> anyhow::Result<()> {
+        let For::Portable = self.target;
+        let output = self.destination();
+        if self.print && is_pipe(&output) {
+            let text = "--print and '-' as output would share standard output";
+            super::usage_error(text);
+        }
+        if let Some(report) = &self.report {
+            self.guard_report(report, &output)?;
+        }
+        let progress = Progress::new(self.quiet, self.verbose);
+        let tell = |stage| progress.tell(stage);
+        let options = Options {
+            passes: self.passes.clone(),
+            skip: self.skip.clone(),
+            exact: self.exact,
+            stop_after: self.stop_after,
+            verify: self.verify,
+            sizes: self.sizes.sizes(),
+            seed: self.seed,
+            validate: match (self.no_validate, self.require_validation) {
+                (true, _) => Validate::Never,
+                (_, true) => Validate::Required,
+                _ => Validate::WhenPossible,
+            },
+            progress: Some(&tell),
+        };
+        let input = source(&self.input)?;
+        let mut stdout = io::stdout().lock();
+        let target = if is_pipe(&output) {
+            Target::Stream { name: "<stdout>", stream: &mut stdout }
+        } else {
+            Target::File(output.clone())
+        };
+        let done = dmopt::optimize(&input, target, &options);
+        progress.finish();
+        let report = done.as_ref().map_or_else(dmopt::Error::report, Some);
+        if let Some(report) = report {
+            self.tell(report, &output)?;
+        }
+        let report = done?;
+        if self.print {
+            let path = report.output.path.as_deref().unwrap_or_default();
+            let written = dmopt::Source::open(path.as_ref())?.model()?;
+            let text = dmopt::ir::text::print_model_as(&written, dmopt::ir::text::Style::Display);
+            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
+        }
+        Ok(())
+    }
+
+    fn destination(&self) -> PathBuf {
+        match self.output.as_ref().or(self.o.as_ref()) {
+            Some(path) => path.clone(),
+            None if is_pipe(&self.input) => "-".into(),
+            None => self.input.with_extension("opt.onnx"),
+        }
+    }
+
+    /// The report must not end up in the place of a model.
+    fn guard_report(&self, report: &Path, output: &Path) -> anyhow::Result<()> {
+        let same = |other: &Path| {
+            report == other
+                || matches!((report.canonicalize(), other.canonicalize()), (Ok(a), Ok(b)) if a == b)
+        };
+        anyhow::ensure!(!same(&self.input), "{}: the report would overwrite the input", report.display());
+        anyhow::ensure!(!same(output), "{}: the report would overwrite the output", report.display());
+        Ok(())
+    }
+
+    /// Writes the report, and the table to where people read: standard output, unless that carries data.
+    fn tell(&self, report: &Report, output: &Path) -> anyhow::Result<()> {
+        if let Some(path) = &self.report {
+            let text = serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
+            std::fs::write(path, text + "\n")
+                .with_context(|| format!("{}: cannot write the report", path.display()))?;
+        }
+        if self.quiet {
+            return Ok(());
+        }
+        let text = table::render(report, self.verbose);
+        if self.print || is_pipe(output) {
+            anstream::eprint!("{text}");
+            return Ok(());
+        }
+        let mut stdout = anstream::stdout().lock();
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print the summary")
+    }
+}

@@ -1,0 +1,132 @@
+//! The report as people read it.
+
+use std::fmt::Write;
+
+use dmopt::Report;
+use dmopt::report::{Pass, Predicted, Validation, ValidationStatus};
+
+use super::units::{bytes, count, plural};
+
+const HEAD: anstyle::Style = anstyle::Style::new().bold();
+const GOOD: anstyle::Style = anstyle::AnsiColor::Green.on_default();
+const BAD: anstyle::Style = anstyle::AnsiColor::Red.on_default();
+const DOUBT: anstyle::Style = anstyle::AnsiColor::Yellow.on_default();
+
+/// How many refusals and notes are listed unless all are asked for.
+const FEW: usize = 3;
+
+/// Before and after, mixing sites, validation; refusals and notes in short or, with `all`, in full.
+pub fn render(report: &Report, all: bool) -> String {
+    let (before, after) = (&report.input, &report.output);
+    let rewritten = report.mixing_sites.iter().filter(|site| site.rewritten).count();
+    let peak = &report.peak.predicted;
+    let mut text = String::new();
+    let mut row = |name: &str, before: String, after: String, remark: String| {
+        let line = format!("{name:<18}{before:>12}{after:>12}  {remark}");
+        let _ = writeln!(text, "{}", line.trim_end());
+    };
+    row("", "before".into(), "after".into(), String::new());
+    row("nodes", before.nodes.to_string(), after.nodes.to_string(), String::new());
+    row("parameters", count(before.parameters), count(after.parameters), String::new());
+    row("weights", bytes(before.initializer_bytes), bytes(after.initializer_bytes), String::new());
+    row("mixing sites", report.mixing_sites.len().to_string(), String::new(), format!("{rewritten} rewritten"));
+    row("predicted peak", or_unknown(peak.before_bytes), or_unknown(peak.after_bytes), about(peak));
+    let _ = writeln!(text, "{:<18}{}", "validation", verdict(&report.validation));
+    if let Some(path) = &after.path {
+        let _ = writeln!(text, "{:<18}{path} ({})", "result", bytes(after.file_bytes));
+    }
+    if all {
+        passes(&mut text, report);
+        sites(&mut text, report);
+    }
+    refusals(&mut text, report, all);
+    text
+}
+
+fn or_unknown(peak: Option<u64>) -> String {
+    peak.map_or_else(|| "unknown".to_string(), bytes)
+}
+
+/// How the peak was predicted, or why it was not.
+fn about(peak: &Predicted) -> String {
+    if let Some(reason) = &peak.reason {
+        return reason.clone();
+    }
+    let change = match (peak.before_bytes, peak.after_bytes) {
+        (Some(before), Some(after)) if before > 0 => {
+            format!("{:+.1} %, ", (after as f64 / before as f64 - 1.0) * 100.0)
+        }
+        _ => String::new(),
+    };
+    let sizes: String = peak.sizes.iter().map(|(name, size)| format!(", {name}={size}")).collect();
+    format!("{change}activations in {} order{sizes}", peak.order)
+}
+
+fn verdict(found: &Validation) -> String {
+    let reason = found.reason.as_deref().unwrap_or_default();
+    let runtime = found.runtime.as_deref().unwrap_or_default();
+    let figures = || match (found.max_abs, found.max_rel, found.tolerance) {
+        (Some(abs), Some(rel), Some(allowed)) => {
+            let runs = plural(found.runs.len(), "run");
+            let bits = if found.bit_identical == Some(true) { "bit-identical, " } else { "" };
+            let allowed = if allowed.rel == 0.0 { "none".to_string() } else { format!("{:.2e} rel", allowed.rel) };
+            format!("{bits}max abs {abs:.2e}, max rel {rel:.2e}, tolerance {allowed}, {runs}")
+        }
+        _ => "nothing was compared".to_string(),
+    };
+    match found.status {
+        ValidationStatus::Passed => format!("{GOOD}passed{GOOD:#} by {runtime}: {}", figures()),
+        ValidationStatus::Failed => format!("{BAD}failed{BAD:#} by {runtime}: {reason} ({})", figures()),
+        ValidationStatus::Skipped => format!("{DOUBT}skipped{DOUBT:#}: {reason}"),
+    }
+}
+
+fn passes(text: &mut String, report: &Report) {
+    let _ = writeln!(text, "\n{HEAD}passes{HEAD:#}");
+    for Pass { name, safety, rewrites, refused } in &report.passes {
+        let refused = match refused.len() {
+            0 => String::new(),
+            n => format!(", {n} refused"),
+        };
+        let _ = writeln!(text, "  {name:<24}{safety:<14}{}{refused}", plural(*rewrites as usize, "rewrite"));
+    }
+}
+
+fn sites(text: &mut String, report: &Report) {
+    if report.mixing_sites.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\n{HEAD}mixing sites{HEAD:#}");
+    for site in &report.mixing_sites {
+        let state = if site.rewritten { "rewritten" } else { "left alone" };
+        let reason = site.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let terms = plural(site.terms, "term");
+        let _ = writeln!(text, "  {:<16}{terms:<10}{state}{reason}  {}", site.form, site.output);
+    }
+}
+
+/// What was left alone, and remarks.
+fn refusals(text: &mut String, report: &Report, all: bool) {
+    let refused = report.passes.iter().flat_map(|pass| {
+        pass.refused.iter().map(move |r| format!("{}: {}: {}", pass.name, r.node, r.reason))
+    });
+    let sites = report.mixing_sites.iter().filter_map(|site| {
+        let reason = site.reason.as_ref()?;
+        Some(format!("mixing site {}: {reason}", site.output))
+    });
+    let sites = sites.filter(|_| !all);
+    for (title, lines) in [
+        ("left alone", sites.chain(refused).collect::<Vec<String>>()),
+        ("notes", report.notes.clone()),
+    ] {
+        if lines.is_empty() {
+            continue;
+        }
+        let shown = if all { lines.len() } else { lines.len().min(FEW) };
+        let _ = writeln!(text, "\n{HEAD}{title}{HEAD:#}");
+        lines.iter().take(shown).for_each(|line| drop(writeln!(text, "  {line}")));
+        if shown < lines.len() {
+            let _ = writeln!(text, "  ... and {} more (-v lists all)", lines.len() - shown);
+        }
+    }
+}

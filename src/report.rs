@@ -1,0 +1,318 @@
+//! The report of one optimization, as Rust types and as JSON (`dmopt.report/1`; `docs/report.md` has an example).
+//!
+//! Sizes are in bytes. Within version 1 fields may be added; none is renamed, removed or given another meaning.
+
+use std::collections::BTreeMap;
+
+use dmopt_ir::{Graph, Model, Sizes};
+use dmopt_passes::Outcome;
+use dmopt_runtime::inputs::{Pins, assignments};
+use dmopt_runtime::{Interface, Port, Status};
+use serde::{Deserialize, Serialize};
+
+use crate::{Facts, Placed, Source, memory};
+
+/// The value of [`Report::schema`].
+pub const SCHEMA: &str = "dmopt.report/1";
+
+/// What one optimization did and found.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// The original.
+    pub input: File,
+    /// The result.
+    pub output: File,
+    /// One entry for each pass that ran, in order.
+    pub passes: Vec<Pass>,
+    /// The mixing sites of the original.
+    pub mixing_sites: Vec<MixingSite>,
+    /// Memory for activations.
+    pub peak: Peak,
+    /// Whether outputs are the same.
+    pub validation: Validation,
+    /// The worst class among the edits applied: `exact`, `reassociates` or `approximates`; null without edits.
+    pub safety: Option<String>,
+    /// True when `--stop-after` ended the run.
+    pub stopped: bool,
+    /// Remarks, such as types that the file and inference disagree on.
+    pub notes: Vec<String>,
+}
+
+/// A model file.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct File {
+    /// Where it is; `<stdin>` or `<stdout>` for a pipe, null for a result that was not kept.
+    pub path: Option<String>,
+    /// Size of the file, external data left out.
+    pub file_bytes: u64,
+    /// Operators, those of bodies included.
+    pub nodes: u64,
+    /// Elements of all constants.
+    pub parameters: u64,
+    /// Bytes of the same, wherever they are stored.
+    pub initializer_bytes: u64,
+}
+
+/// What one pass did.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Pass {
+    /// Name.
+    pub name: String,
+    /// The furthest that its edits may change results: `exact`, `reassociates` or `approximates`.
+    pub safety: String,
+    /// Edits applied.
+    pub rewrites: u64,
+    /// What it found and left alone.
+    pub refused: Vec<Refused>,
+}
+
+/// A place that a pass left alone.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Refused {
+    /// The operator.
+    pub node: String,
+    /// Why the edit was not certain to be safe.
+    pub reason: String,
+}
+
+/// A linear combination `c + sum_i s_i * x_i` in the original.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct MixingSite {
+    /// Name of the value that holds the result.
+    pub output: String,
+    /// Number of terms.
+    pub terms: usize,
+    /// How the original writes it.
+    pub form: String,
+    /// True when it was rewritten.
+    pub rewritten: bool,
+    /// Why not, if it was not.
+    pub reason: Option<String>,
+}
+
+/// Peak memory for activations: weights and graph inputs are not counted.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Peak {
+    /// By the liveness model.
+    pub predicted: Predicted,
+    /// Bytes measured while a runtime ran the result; null when none that reports memory did.
+    pub measured: Option<u64>,
+}
+
+/// A peak predicted from liveness.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Predicted {
+    /// The order that operators are assumed to run in; always `file`.
+    pub order: String,
+    /// For the original; null when sizes are not known.
+    pub before_bytes: Option<u64>,
+    /// For the result; null when sizes are not known.
+    pub after_bytes: Option<u64>,
+    /// The sizes that stood for the open dimensions of the inputs, by name.
+    pub sizes: BTreeMap<String, u64>,
+    /// Why a number is null.
+    pub reason: Option<String>,
+}
+
+/// Whether original and result compute the same.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Validation {
+    /// The verdict.
+    pub status: ValidationStatus,
+    /// The runtime that ran both files; null when none was asked to.
+    pub runtime: Option<String>,
+    /// Largest absolute difference of two output elements; null when nothing was compared.
+    pub max_abs: Option<f64>,
+    /// Largest difference relative to the elements or the scale of their tensor; null when nothing was compared.
+    pub max_rel: Option<f64>,
+    /// The difference allowed; null when validation was not asked for.
+    pub tolerance: Option<Tolerance>,
+    /// True when all outputs had the same bits; null when nothing was compared.
+    pub bit_identical: Option<bool>,
+    /// Why it failed or was skipped.
+    pub reason: Option<String>,
+    /// The runs that were compared.
+    pub runs: Vec<Run>,
+}
+
+/// The verdict of a validation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ValidationStatus {
+    /// Both files ran and all outputs agreed.
+    Passed,
+    /// Outputs differ, or the result does not run.
+    Failed,
+    /// Nothing is known.
+    Skipped,
+}
+
+/// A difference that is allowed: either one suffices.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Tolerance {
+    /// Absolute.
+    pub abs: f64,
+    /// Relative to the elements or the scale of their tensor.
+    pub rel: f64,
+}
+
+/// One run of both files on the same inputs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// Seed of the inputs.
+    pub seed: u64,
+    /// Sizes of the open dimensions.
+    pub sizes: BTreeMap<String, u64>,
+}
+
+impl Report {
+    pub(crate) fn new(
+        source: &Source,
+        original: &Model,
+        model: &Model,
+        outcome: &Outcome,
+        placed: &Placed,
+        open: &OpenSizes,
+    ) -> Report {
+        let file = |path, file_bytes, model| {
+            let Facts { nodes, parameters, initializer_bytes } = Facts::of(model);
+            File { path, file_bytes, nodes, parameters, initializer_bytes }
+        };
+        Report {
+            schema: SCHEMA.to_string(),
+            input: file(Some(source.name.clone()), source.bytes.len() as u64, original),
+            output: file(placed.path.clone(), placed.bytes, model),
+            passes: outcome.passes.iter().map(Pass::from).collect(),
+            mixing_sites: outcome.sites.iter().map(MixingSite::from).collect(),
+            peak: Peak { predicted: open.predict(original, model, placed), measured: None },
+            validation: Validation::new(placed.validation.as_ref()),
+            safety: outcome.safety.map(|class| class.name().to_string()),
+            stopped: outcome.out_of_fuel,
+            notes: outcome.notes.clone(),
+        }
+    }
+}
+
+impl From<&dmopt_passes::PassReport> for Pass {
+    fn from(pass: &dmopt_passes::PassReport) -> Pass {
+        let refused = |r: &dmopt_passes::Refused| Refused { node: r.node.clone(), reason: r.reason.clone() };
+        Pass {
+            name: pass.name.to_string(),
+            safety: pass.safety.name().to_string(),
+            rewrites: pass.rewrites,
+            refused: pass.refused.iter().map(refused).collect(),
+        }
+    }
+}
+
+impl From<&dmopt_passes::Site> for MixingSite {
+    fn from(site: &dmopt_passes::Site) -> MixingSite {
+        MixingSite {
+            output: site.output.clone(),
+            terms: site.terms,
+            form: site.form.to_string(),
+            rewritten: site.rewritten,
+            reason: site.reason.clone(),
+        }
+    }
+}
+
+impl Validation {
+    fn new(found: Option<&dmopt_runtime::Validation>) -> Validation {
+        let Some(found) = found else {
+            return Validation {
+                status: ValidationStatus::Skipped,
+                runtime: None,
+                max_abs: None,
+                max_rel: None,
+                tolerance: None,
+                bit_identical: None,
+                reason: Some("not asked for".to_string()),
+                runs: Vec::new(),
+            };
+        };
+        let compared = found.comparison.as_ref();
+        Validation {
+            status: match found.status {
+                Status::Passed => ValidationStatus::Passed,
+                Status::Failed => ValidationStatus::Failed,
+                Status::Skipped => ValidationStatus::Skipped,
+            },
+            runtime: Some(found.runtime.to_string()),
+            max_abs: compared.map(|c| c.max_abs),
+            max_rel: compared.map(|c| c.max_rel),
+            tolerance: Some(Tolerance { abs: found.tolerance.abs, rel: found.tolerance.rel }),
+            bit_identical: compared.map(|c| c.bit_identical),
+            reason: found.reason.clone(),
+            runs: found.runs.iter().map(|run| Run { seed: run.seed, sizes: run.sizes.clone() }).collect(),
+        }
+    }
+}
+
+/// The open dimensions of a model's inputs, and what the caller says about them.
+pub(crate) struct OpenSizes {
+    given: Sizes,
+    /// The sizes, when the caller fixes all of them or none is open.
+    fixed: Option<BTreeMap<String, u64>>,
+    /// Names of those that stay open.
+    open: Vec<String>,
+}
+
+impl OpenSizes {
+    /// # Errors
+    /// The given sizes contradict the graph: a sentence.
+    pub(crate) fn of(graph: &Graph, given: &Sizes) -> Result<OpenSizes, String> {
+        let required = graph.inputs().iter().filter(|&&input| {
+            matches!(graph.value(input).def, dmopt_ir::Def::Input { default: None })
+        });
+        let port = |&input: &_| {
+            let name = graph.value(input).name.clone();
+            graph.tensor_type(input).map(|ty| Port { name, ty: ty.clone() })
+        };
+        let interface = Interface { inputs: required.filter_map(port).collect(), outputs: Vec::new() };
+        let pins = Pins { dims: given.dims.clone(), shapes: given.shapes.clone() };
+        let mut tried = assignments(&interface, &pins).map_err(|cause| cause.to_string())?;
+        let alone = tried.len() == 1;
+        let first = tried.drain(..).next().unwrap_or_default();
+        let (open, fixed) = if alone {
+            (Vec::new(), Some(first))
+        } else {
+            (first.into_keys().filter(|name| !given.dims.contains_key(name)).collect(), None)
+        };
+        Ok(OpenSizes { given: given.clone(), fixed, open })
+    }
+
+    /// With the sizes that the caller fixes, else those of the first validation run.
+    fn predict(&self, original: &Model, model: &Model, placed: &Placed) -> Predicted {
+        let run = || Some(placed.validation.as_ref()?.runs.first()?.sizes.clone());
+        let dims = self.fixed.clone().or_else(run);
+        let peak = |model: &Model| self.peak(&model.graph, dims.as_ref()).map(|peak| peak.bytes);
+        let (before, after) = (peak(original), peak(model));
+        Predicted {
+            order: "file".to_string(),
+            reason: before.as_ref().err().or(after.as_ref().err()).cloned(),
+            before_bytes: before.ok(),
+            after_bytes: after.ok(),
+            sizes: dims.unwrap_or_default(),
+        }
+    }
+
+    /// The peak of a graph with the sizes that the caller fixes, or these.
+    ///
+    /// # Errors
+    /// Why it is not known: a sentence.
+    pub(crate) fn peak(
+        &self,
+        graph: &Graph,
+        dims: Option<&BTreeMap<String, u64>>,
+    ) -> Result<memory::Peak, String> {
+        let dims = dims.or(self.fixed.as_ref()).unwrap_or(&self.given.dims).clone();
+        let graph = graph.with_sizes(&Sizes { dims, shapes: self.given.shapes.clone() });
+        memory::file_order(&graph).map_err(|unknown| match self.open.first() {
+            Some(name) => format!("{unknown}; dimension {name} is open (--dim {name}=N gives it a size)"),
+            None => unknown.to_string(),
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! How far the outputs of a result may be from those of the original: what was done to the model, in which type it
+//! computes, and how deep it is.
+
+use std::collections::HashSet;
+
+use dmopt_ir::{DType, Graph, Model, Safety};
+use dmopt_passes::Outcome;
+use dmopt_runtime::Tolerance;
+
+use crate::facts::each_graph;
+
+/// The tolerance for what the passes did to this model, whose types are inferred.
+pub(crate) fn of(original: &Model, outcome: &Outcome) -> Tolerance {
+    let sites: HashSet<&str> = outcome.sites.iter().map(|site| site.output.as_str()).collect();
+    let class = outcome.safety.unwrap_or(Safety::Exact);
+    match coarsest(&original.graph) {
+        Some(dtype) => Tolerance::for_class(class, dtype, depth(&original.graph, &sites)),
+        None => Tolerance::EXACT,
+    }
+}
+
+/// The number of linear operators (convolutions, matrix products, mixing sites) on the longest path through a graph.
+/// A body counts once, however often it runs. `sites` are the results of mixing sites.
+pub fn depth(graph: &Graph, sites: &HashSet<&str>) -> usize {
+    const LINEAR: [&str; 9] = [
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "Gemm",
+        "MatMul",
+        "MatMulInteger",
+        "Attention",
+    ];
+    let mut depth_of = vec![0; graph.op_bound()];
+    let mut deepest = 0;
+    for id in graph.order().unwrap_or_default() {
+        let op = graph.op(id);
+        let linear = op.is_standard() && LINEAR.contains(&op.op_type.as_str());
+        let mixes = op.results().any(|v| sites.contains(graph.value(v).name.as_str()));
+        let inside = op.bodies().map(|body| depth(body, sites)).max().unwrap_or(0);
+        let before = graph.predecessors(id).map(|p| depth_of[p.index()]).max().unwrap_or(0);
+        depth_of[id.index()] = before + inside + usize::from(linear || mixes);
+        deepest = deepest.max(depth_of[id.index()]);
+    }
+    deepest
+}
+
+/// The floating-point type with the fewest digits among all values.
+fn coarsest(graph: &Graph) -> Option<DType> {
+    const FINEST_LAST: [DType; 4] = [DType::BF16, DType::F16, DType::F32, DType::F64];
+    let mut found = HashSet::new();
+    each_graph(graph, &mut |graph| {
+        found.extend(graph.values().filter_map(|v| graph.tensor_type(v)).map(|ty| ty.dtype));
+    });
+    FINEST_LAST.into_iter().find(|dtype| found.contains(dtype))
+}
