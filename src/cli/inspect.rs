@@ -12,7 +12,7 @@ use dmopt::Inspection;
 use super::units::{bytes, count, plural};
 use super::{SizeArgs, source};
 
-const HEAD: anstyle::Style = anstyle::Style::new().bold();
+const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
 
 /// How many of the largest values at the peak are listed.
 const LARGEST: usize = 5;

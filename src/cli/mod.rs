@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use dmopt::Source;
 use dmopt::ir::Sizes;
 
@@ -98,6 +98,11 @@ fn is_pipe(path: &Path) -> bool {
     path == PathBuf::from("-")
 }
 
+/// Ends with a usage error that clap cannot find by itself.
+fn usage_error(message: &str) -> ! {
+    Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit()
+}
+
 /// Runs the command line.
 pub fn run() -> ExitCode {
     let done = match Cli::parse().command {
@@ -119,7 +124,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-const ERROR: anstyle::Style = anstyle::AnsiColor::Red.on_default().bold();
+const ERROR: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Red.on_default().bold();
 
 /// What libraries say may have several lines.
 fn one_line(text: &str) -> String {
@@ -139,7 +144,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn definitions_are_consistent() {

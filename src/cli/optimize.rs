@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use dmopt::{Options, Report, Target, Validate};
+use dmopt::{Options, Report, Stage, Target, Validate};
 
 use super::progress::Progress;
 use super::{SizeArgs, is_pipe, pass_names, source, table};
@@ -78,14 +78,13 @@ impl Optimize {
         let For::Portable = self.target;
         let output = self.destination();
         if self.print && is_pipe(&output) {
-            let text = "--print and '-' as output would share standard output";
-            super::usage_error(text);
+            super::usage_error("--print and '-' as output would share standard output");
         }
         if let Some(report) = &self.report {
             self.guard_report(report, &output)?;
         }
         let progress = Progress::new(self.quiet, self.verbose);
-        let tell = |stage| progress.tell(stage);
+        let tell = |stage: Stage<'_>| progress.tell(stage);
         let options = Options {
             passes: self.passes.clone(),
             skip: self.skip.clone(),

@@ -7,10 +7,10 @@ use dmopt::report::{Pass, Predicted, Validation, ValidationStatus};
 
 use super::units::{bytes, count, plural};
 
-const HEAD: anstyle::Style = anstyle::Style::new().bold();
-const GOOD: anstyle::Style = anstyle::AnsiColor::Green.on_default();
-const BAD: anstyle::Style = anstyle::AnsiColor::Red.on_default();
-const DOUBT: anstyle::Style = anstyle::AnsiColor::Yellow.on_default();
+const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
+const GOOD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Green.on_default();
+const BAD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Red.on_default();
+const DOUBT: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Yellow.on_default();
 
 /// How many refusals and notes are listed unless all are asked for.
 const FEW: usize = 3;
