@@ -5,8 +5,8 @@
 //! use dmopt::{Options, Source, Target, optimize};
 //!
 //! let source = Source::open("model.onnx".as_ref())?;
-//! let report = optimize(&source, Target::File("model.opt.onnx".into()), &Options::default())?;
-//! println!("{} mixing sites rewritten", report.mixing_sites.iter().filter(|site| site.rewritten).count());
+//! let done = optimize(&source, Target::File("model.opt.onnx".into()), &Options::default())?;
+//! println!("{} nodes instead of {}", done.report.output.nodes, done.report.input.nodes);
 //! # Ok::<(), dmopt::Error>(())
 //! ```
 //!
@@ -91,11 +91,20 @@ pub enum Stage<'a> {
     Validate,
 }
 
+/// A result that is in its place.
+#[derive(Clone, Debug)]
+pub struct Optimized {
+    /// What was done and found.
+    pub report: Report,
+    /// The model that was written, with inferred types.
+    pub model: Model,
+}
+
 /// Rewrites a model and puts it where `target` says, once it has proved itself.
 ///
 /// # Errors
 /// See [`Error`]. Nothing is at the target then that was not there before.
-pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> Result<Report, Error> {
+pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> Result<Optimized, Error> {
     let say = |stage| options.progress.iter().for_each(|tell| tell(stage));
     say(Stage::Read);
     let mut original = source.model()?;
@@ -123,7 +132,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let placed = place(candidate, source, target, check.as_ref(), require, &|| say(Stage::Validate))?;
     let report = Report::new(source, &original, &model, &outcome, &placed, &open);
     match placed.verdict {
-        Verdict::InPlace => Ok(report),
+        Verdict::InPlace => Ok(Optimized { report, model }),
         Verdict::Rejected { kept } => Err(Error::OutputsDiffer { report: Box::new(report), kept }),
         Verdict::Withheld => Err(Error::NotValidated { report: Box::new(report) }),
     }

@@ -264,9 +264,10 @@ impl OpenSizes {
     /// # Errors
     /// The given sizes contradict the graph: a sentence.
     pub(crate) fn of(graph: &Graph, given: &Sizes) -> Result<OpenSizes, String> {
-        let required = graph.inputs().iter().filter(|&&input| {
-            matches!(graph.value(input).def, dmopt_ir::Def::Input { default: None })
-        });
+        let required = graph
+            .inputs()
+            .iter()
+            .filter(|&&input| matches!(graph.value(input).def, dmopt_ir::Def::Input { default: None }));
         let port = |&input: &_| {
             let name = graph.value(input).name.clone();
             graph.tensor_type(input).map(|ty| Port { name, ty: ty.clone() })

@@ -45,7 +45,8 @@ impl Inspect {
 
 fn render(found: &Inspection) -> String {
     let mut text = String::new();
-    let opsets: Vec<String> = found.opsets.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let opsets: Vec<String> =
+        found.opsets.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let _ = writeln!(
         text,
         "{} ({}), IR version {}, opset {}",
@@ -90,8 +91,10 @@ fn sites(text: &mut String, found: &Inspection) {
         let _ = writeln!(text, "  {sites:>6}  {form}, {}", plural(terms, "term"));
     }
     for site in &found.mixing_sites {
-        let reason = site.reason.as_ref().map(|reason| format!("  (left alone: {reason})")).unwrap_or_default();
-        let _ = writeln!(text, "  {:<16}{:<10}{}{reason}", site.form, plural(site.terms, "term"), site.output);
+        let reason =
+            site.reason.as_ref().map(|reason| format!("  (left alone: {reason})")).unwrap_or_default();
+        let _ =
+            writeln!(text, "  {:<16}{:<10}{}{reason}", site.form, plural(site.terms, "term"), site.output);
     }
 }
 

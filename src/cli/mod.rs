@@ -8,7 +8,7 @@ mod table;
 mod units;
 
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::builder::PossibleValuesParser;
@@ -53,10 +53,7 @@ struct SizeArgs {
 
 impl SizeArgs {
     fn sizes(&self) -> Sizes {
-        Sizes {
-            dims: self.dim.iter().cloned().collect(),
-            shapes: self.input_shape.iter().cloned().collect(),
-        }
+        Sizes { dims: self.dim.iter().cloned().collect(), shapes: self.input_shape.iter().cloned().collect() }
     }
 }
 
@@ -95,7 +92,7 @@ fn source(path: &Path) -> Result<Source, dmopt::Error> {
 }
 
 fn is_pipe(path: &Path) -> bool {
-    path == PathBuf::from("-")
+    path == Path::new("-")
 }
 
 /// Ends with a usage error that clap cannot find by itself.

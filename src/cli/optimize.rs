@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use dmopt::ir::text;
 use dmopt::{Options, Report, Stage, Target, Validate};
 
 use super::progress::Progress;
@@ -109,15 +110,16 @@ impl Optimize {
         };
         let done = dmopt::optimize(&input, target, &options);
         progress.finish();
-        let report = done.as_ref().map_or_else(dmopt::Error::report, Some);
+        let report = match &done {
+            Ok(done) => Some(&done.report),
+            Err(error) => error.report(),
+        };
         if let Some(report) = report {
             self.tell(report, &output)?;
         }
-        let report = done?;
+        let done = done?;
         if self.print {
-            let path = report.output.path.as_deref().unwrap_or_default();
-            let written = dmopt::Source::open(path.as_ref())?.model()?;
-            let text = dmopt::ir::text::print_model_as(&written, dmopt::ir::text::Style::Display);
+            let text = text::print_model_as(&done.model, text::Style::Display);
             stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
         }
         Ok(())

@@ -29,7 +29,12 @@ pub fn render(report: &Report, all: bool) -> String {
     row("nodes", before.nodes.to_string(), after.nodes.to_string(), String::new());
     row("parameters", count(before.parameters), count(after.parameters), String::new());
     row("weights", bytes(before.initializer_bytes), bytes(after.initializer_bytes), String::new());
-    row("mixing sites", report.mixing_sites.len().to_string(), String::new(), format!("{rewritten} rewritten"));
+    row(
+        "mixing sites",
+        report.mixing_sites.len().to_string(),
+        String::new(),
+        format!("{rewritten} rewritten"),
+    );
     row("predicted peak", or_unknown(peak.before_bytes), or_unknown(peak.after_bytes), about(peak));
     let _ = writeln!(text, "{:<18}{}", "validation", verdict(&report.validation));
     if let Some(path) = &after.path {
@@ -69,7 +74,8 @@ fn verdict(found: &Validation) -> String {
         (Some(abs), Some(rel), Some(allowed)) => {
             let runs = plural(found.runs.len(), "run");
             let bits = if found.bit_identical == Some(true) { "bit-identical, " } else { "" };
-            let allowed = if allowed.rel == 0.0 { "none".to_string() } else { format!("{:.2e} rel", allowed.rel) };
+            let allowed =
+                if allowed.rel == 0.0 { "none".to_string() } else { format!("{:.2e} rel", allowed.rel) };
             format!("{bits}max abs {abs:.2e}, max rel {rel:.2e}, tolerance {allowed}, {runs}")
         }
         _ => "nothing was compared".to_string(),
@@ -115,16 +121,17 @@ fn refusals(text: &mut String, report: &Report, all: bool) {
         Some(format!("mixing site {}: {reason}", site.output))
     });
     let sites = sites.filter(|_| !all);
-    for (title, lines) in [
-        ("left alone", sites.chain(refused).collect::<Vec<String>>()),
-        ("notes", report.notes.clone()),
-    ] {
+    for (title, lines) in
+        [("left alone", sites.chain(refused).collect::<Vec<String>>()), ("notes", report.notes.clone())]
+    {
         if lines.is_empty() {
             continue;
         }
         let shown = if all { lines.len() } else { lines.len().min(FEW) };
         let _ = writeln!(text, "\n{HEAD}{title}{HEAD:#}");
-        lines.iter().take(shown).for_each(|line| drop(writeln!(text, "  {line}")));
+        for line in lines.iter().take(shown) {
+            let _ = writeln!(text, "  {line}");
+        }
         if shown < lines.len() {
             let _ = writeln!(text, "  ... and {} more (-v lists all)", lines.len() - shown);
         }

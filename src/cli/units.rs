@@ -39,9 +39,8 @@ mod tests {
     #[test]
     fn three_digits_and_a_unit() {
         let shown = [0, 999, 1000, 9994, 9999, 14_483_456, 999_499, 999_500, u64::MAX].map(bytes);
-        let expected = [
-            "0 B", "999 B", "1.00 kB", "9.99 kB", "10.0 kB", "14.5 MB", "999 kB", "1.00 MB", "18446744 TB",
-        ];
+        let expected =
+            ["0 B", "999 B", "1.00 kB", "9.99 kB", "10.0 kB", "14.5 MB", "999 kB", "1.00 MB", "18446744 TB"];
         assert_eq!(shown, expected);
         assert_eq!([count(412), count(11_200_000)], ["412", "11.2 M"]);
     }
