@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use anyhow::Context;
 use clap::Args;
-use dmopt::passes::{PIPELINE, Pass, find};
+use dmopt::passes::{PIPELINE, Pass, find, header};
 
 use super::pass_names;
 
@@ -31,18 +31,12 @@ fn list() -> String {
     let mut text = String::new();
     let width = PIPELINE.iter().map(|pass| pass.name().len()).max().unwrap_or(0);
     for pass in PIPELINE {
-        let summary = header(*pass).lines().next().unwrap_or_default().to_string();
+        let summary = header::text(pass.source()).lines().next().unwrap_or_default().to_string();
         let _ = writeln!(text, "{:<width$}  {:<12}  {summary}", pass.name(), pass.safety().name());
     }
     text
 }
 
 fn show(pass: &dyn Pass) -> String {
-    format!("{} ({})\n\n{}", pass.name(), pass.safety().name(), header(pass))
-}
-
-/// The text that a pass's file opens with.
-fn header(pass: &dyn Pass) -> String {
-    let lines = pass.source().lines().map_while(|line| line.strip_prefix("//!"));
-    lines.map(|line| line.strip_prefix(' ').unwrap_or(line).to_string() + "\n").collect()
+    format!("{} ({})\n\n{}", pass.name(), pass.safety().name(), header::text(pass.source()))
 }
