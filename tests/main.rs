@@ -1,3 +1,4 @@
 //! Tests of the whole tool, in one binary.
 
+mod cli;
 mod examples;

@@ -1,2 +1,46 @@
-//! Set-up and chores behind one command.
-fn main() {}
+//! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`.
+
+mod test;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+/// Set-up and chores of dmopt.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set up what the tests need (below target/) and run all of them
+    Test,
+    /// Write direct-mixing networks in every form as ONNX files
+    Fixtures {
+        /// Folder to write to
+        #[arg(default_value = "target/fixtures")]
+        folder: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    std::env::set_current_dir(root()).with_context(|| format!("cannot enter {}", root().display()))?;
+    match Cli::parse().command {
+        Command::Test => test::run(),
+        Command::Fixtures { folder } => {
+            let written = dmopt_fixtures::write_all(&folder)
+                .with_context(|| format!("cannot write to {}", folder.display()))?;
+            println!("{} models in {}", written.len(), folder.display());
+            Ok(())
+        }
+    }
+}
+
+/// The root of the repository.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}

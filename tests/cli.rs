@@ -1,0 +1,540 @@
+//! The command line as people and scripts use it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use dmopt::ir::text::parse_model;
+use dmopt::onnx::schema::ModelProto;
+use dmopt::onnx::{self, Folder};
+use dmopt::passes::PIPELINE;
+use dmopt::report::{Report, ValidationStatus};
+use tempfile::TempDir;
+
+/// A direct-mixing network of depth 18 with two streams, as an exporter wrote it.
+const EXPORT: &str = "direct_mixing_conv_d18_n2_f3_ts.onnx";
+
+/// The same kind of network with three streams and a symbolic batch.
+const SYMBOLIC: &str = "direct_mixing_conv_d18_n3_f13_symbatch_zeros_dynamo.onnx";
+
+fn export(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pytorch").join(name)
+}
+
+/// A folder with the command in it.
+struct Desk(TempDir);
+
+impl Desk {
+    fn new() -> Desk {
+        Desk(tempfile::tempdir().unwrap())
+    }
+
+    /// With an export as `m.onnx`.
+    fn with(name: &str) -> Desk {
+        let desk = Desk::new();
+        fs::copy(export(name), desk.path("m.onnx")).unwrap();
+        desk
+    }
+
+    /// With a model in text form as `m.onnx`.
+    fn with_text(text: &str) -> Desk {
+        let desk = Desk::new();
+        fs::write(desk.path("m.onnx"), bytes(proto(text))).unwrap();
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn files(&self) -> Vec<String> {
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = fs::read_dir(self.0.path()).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dmopt"));
+        command.args(arguments.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &str) -> Done {
+        Done(self.command(arguments).output().unwrap())
+    }
+
+    fn report(&self, name: &str) -> Report {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+
+    /// The last run must have failed with one line about this and left nothing behind.
+    fn refuses(&self, arguments: &str, code: i32, about: &[&str]) {
+        let before = self.files();
+        let done = self.run(arguments);
+        let message = done.stderr();
+        let errors: Vec<&str> = message.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!((done.code(), errors.len()), (code, 1), "{arguments}: {message}");
+        assert!(message.ends_with(&format!("{}\n", errors[0])), "not the last line: {message}");
+        for part in about {
+            assert!(errors[0].contains(part), "'{}' does not mention '{part}'", errors[0]);
+        }
+        assert_eq!(done.stdout(), "");
+        assert_eq!(self.files(), before);
+    }
+}
+
+struct Done(Output);
+
+impl Done {
+    fn code(&self) -> i32 {
+        self.0.status.code().unwrap()
+    }
+
+    fn stdout(&self) -> String {
+        String::from_utf8(self.0.stdout.clone()).unwrap()
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8(self.0.stderr.clone()).unwrap()
+    }
+
+    fn succeeds(self) -> Done {
+        assert_eq!(self.code(), 0, "{}", self.stderr());
+        self
+    }
+}
+
+fn proto(text: &str) -> ModelProto {
+    onnx::export(&parse_model(text).unwrap(), &Default::default()).unwrap()
+}
+
+fn bytes(proto: ModelProto) -> Vec<u8> {
+    onnx::encode(&proto).concat()
+}
+
+/// Validation passes where the embedded runtime is built in, and is skipped elsewhere.
+fn verdict() -> ValidationStatus {
+    if cfg!(feature = "tract") { ValidationStatus::Passed } else { ValidationStatus::Skipped }
+}
+
+#[test]
+fn a_real_export_is_rewritten_validated_and_reported() {
+    let desk = Desk::with(EXPORT);
+    let done = desk.run("optimize m.onnx --report r.json").succeeds();
+    assert_eq!(desk.files(), ["m.onnx", "m.opt.onnx", "r.json"]);
+    let table = done.stdout();
+    assert!(table.contains("20 rewritten") && table.contains("predicted peak"), "{table}");
+
+    let report = desk.report("r.json");
+    assert_eq!(report.schema, "dmopt.report/1");
+    assert_eq!(report.input.path.as_deref(), Some("m.onnx"));
+    assert_eq!(report.output.path.as_deref(), Some("m.opt.onnx"));
+    assert!(report.output.nodes < report.input.nodes);
+    assert_eq!(report.output.file_bytes, fs::metadata(desk.path("m.opt.onnx")).unwrap().len());
+    assert_eq!(report.mixing_sites.len(), 20);
+    assert!(report.mixing_sites.iter().all(|site| site.rewritten && site.form == "stack-sum"));
+    let names: Vec<&str> = report.passes.iter().map(|pass| pass.name.as_str()).collect();
+    assert_eq!(names, PIPELINE.iter().map(|pass| pass.name()).collect::<Vec<_>>());
+    let peak = &report.peak.predicted;
+    assert!(peak.after_bytes.unwrap() < peak.before_bytes.unwrap(), "{peak:?}");
+    assert_eq!(report.validation.status, verdict());
+    if cfg!(feature = "tract") {
+        let validation = &report.validation;
+        assert!(validation.max_rel.unwrap() <= validation.tolerance.unwrap().rel);
+        assert_eq!(validation.runs.len(), 3);
+    }
+}
+
+#[test]
+fn the_output_has_the_interface_of_the_input() {
+    let desk = Desk::with(SYMBOLIC);
+    desk.run("optimize m.onnx out.onnx --dim batch=2 --quiet").succeeds();
+    let interface = |name: &str| {
+        let graph = onnx::load(&desk.path(name)).unwrap().graph;
+        let describe = |v: &_| (graph.value(*v).name.clone(), graph.value(*v).ty.clone());
+        graph.inputs().iter().chain(graph.outputs()).map(describe).collect::<Vec<_>>()
+    };
+    assert_eq!(interface("m.onnx"), interface("out.onnx"));
+}
+
+#[test]
+fn optimizing_the_output_again_finds_nothing_left_to_do() {
+    let desk = Desk::with(EXPORT);
+    desk.run("optimize m.onnx a.onnx --no-validate").succeeds();
+    desk.run("optimize a.onnx b.onnx --no-validate --report r.json").succeeds();
+    assert!(desk.report("r.json").passes.iter().all(|pass| pass.rewrites == 0));
+    assert_eq!(fs::read(desk.path("a.onnx")).unwrap(), fs::read(desk.path("b.onnx")).unwrap());
+}
+
+#[test]
+fn the_output_can_be_named_in_two_ways_but_not_both() {
+    let desk = Desk::with(EXPORT);
+    desk.run("optimize m.onnx a.onnx --no-validate").succeeds();
+    desk.run("optimize -o b.onnx m.onnx --no-validate").succeeds();
+    assert_eq!(desk.files(), ["a.onnx", "b.onnx", "m.onnx"]);
+    assert_eq!(desk.run("optimize m.onnx a.onnx -o b.onnx").code(), 2);
+}
+
+#[test]
+fn pipes_carry_the_model_and_nothing_else() {
+    let desk = Desk::with(EXPORT);
+    let input = fs::File::open(desk.path("m.onnx")).unwrap();
+    let done = Done(desk.command("optimize - --report r.json").stdin(input).output().unwrap()).succeeds();
+    let model = onnx::parse("output", done.0.stdout.clone().into(), Folder::new(".")).unwrap();
+    let report = desk.report("r.json");
+    assert_eq!(model.graph.op_count() as u64, report.output.nodes);
+    assert_eq!(report.input.path.as_deref(), Some("<stdin>"));
+    assert_eq!(report.output.path.as_deref(), Some("<stdout>"));
+    assert_eq!(report.validation.status, verdict());
+    assert!(done.stderr().contains("mixing sites"), "{}", done.stderr());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let desk = Desk::with(EXPORT);
+    let mut child =
+        desk.command("optimize m.onnx - --quiet --no-validate").stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn where_no_terminal_is_lines_are_plain() {
+    let desk = Desk::with(EXPORT);
+    let done = desk.run("optimize m.onnx -v").succeeds();
+    assert!(!done.stdout().contains('\x1b') && !done.stderr().contains('\x1b'));
+    let stages: Vec<String> = done.stderr().lines().map(str::to_string).collect();
+    assert_eq!(stages.first().map(String::as_str), Some("reading"));
+    assert_eq!(stages.last().map(String::as_str), Some("validating"));
+    assert!(stages.iter().any(|line| line == "round 1: fuse-scaled-sum"), "{stages:?}");
+}
+
+#[test]
+fn quiet_says_nothing() {
+    let desk = Desk::with(EXPORT);
+    let done = desk.run("optimize m.onnx --no-validate -q").succeeds();
+    assert_eq!((done.stdout(), done.stderr()), (String::new(), String::new()));
+}
+
+#[test]
+fn print_shows_the_result_on_standard_output_and_the_table_elsewhere() {
+    let desk = Desk::with(EXPORT);
+    let done = desk.run("optimize m.onnx --no-validate --print").succeeds();
+    assert!(done.stdout().starts_with("<ir_version"), "{}", done.stdout());
+    assert!(!done.stdout().contains("predicted peak") && done.stderr().contains("predicted peak"));
+    assert_eq!(desk.run("optimize m.onnx - --print").code(), 2);
+}
+
+#[test]
+fn exact_keeps_every_bit() {
+    let desk = Desk::with(EXPORT);
+    desk.run("optimize m.onnx --exact --report r.json").succeeds();
+    let report = desk.report("r.json");
+    assert!(report.mixing_sites.iter().all(|site| !site.rewritten));
+    assert!(matches!(report.safety.as_deref(), None | Some("exact")));
+    assert_eq!(report.validation.status, verdict());
+    if cfg!(feature = "tract") {
+        assert_eq!(report.validation.bit_identical, Some(true));
+        assert_eq!(report.validation.tolerance.unwrap().rel, 0.0);
+    }
+}
+
+#[test]
+fn stop_after_counts_edits() {
+    let desk = Desk::with(EXPORT);
+    desk.run("optimize m.onnx --stop-after 3 --no-validate --report r.json").succeeds();
+    let report = desk.report("r.json");
+    assert_eq!(report.passes.iter().map(|pass| pass.rewrites).sum::<u64>(), 3);
+    assert!(report.stopped);
+}
+
+#[test]
+fn passes_can_be_chosen_and_skipped() {
+    let desk = Desk::with(EXPORT);
+    desk.run("optimize m.onnx --passes drop-dead --no-validate --report r.json").succeeds();
+    assert_eq!(desk.report("r.json").passes.len(), 1);
+    desk.run("optimize m.onnx --skip drop-dead,fuse-scaled-sum --no-validate --report r.json").succeeds();
+    assert_eq!(desk.report("r.json").passes.len(), PIPELINE.len() - 2);
+}
+
+#[test]
+fn a_peak_that_depends_on_an_open_size_is_unknown_until_the_size_is_given() {
+    let desk = Desk::with(SYMBOLIC);
+    desk.run("optimize m.onnx --no-validate --report r.json").succeeds();
+    let unknown = desk.report("r.json").peak.predicted;
+    assert_eq!((unknown.before_bytes, unknown.after_bytes), (None, None));
+    assert!(unknown.reason.unwrap().contains("--dim batch=N"));
+
+    let at = |batch: u64| {
+        let sized = format!("optimize m.onnx --no-validate --report r.json --dim batch={batch}");
+        desk.run(&sized).succeeds();
+        let known = desk.report("r.json").peak.predicted;
+        assert_eq!((known.sizes["batch"], known.reason), (batch, None));
+        known.before_bytes.unwrap()
+    };
+    assert_eq!(at(6), 2 * at(3));
+}
+
+#[test]
+fn sizes_that_the_model_does_not_have_are_an_error() {
+    let desk = Desk::with(SYMBOLIC);
+    desk.refuses("optimize m.onnx --no-validate -q --dim nosuch=2", 1, &["m.onnx", "nosuch", "batch"]);
+}
+
+#[test]
+fn files_that_are_no_models_are_one_line_and_nothing_is_written() {
+    let desk = Desk::with(EXPORT);
+    let whole = fs::read(desk.path("m.onnx")).unwrap();
+    fs::write(desk.path("cut.onnx"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(desk.path("text.onnx"), "hello\nworld\n").unwrap();
+    fs::write(desk.path("empty.onnx"), "").unwrap();
+    fs::create_dir(desk.path("folder.onnx")).unwrap();
+    desk.refuses("optimize cut.onnx", 1, &["cut.onnx", "truncated"]);
+    desk.refuses("optimize text.onnx", 1, &["text.onnx", "text"]);
+    desk.refuses("optimize empty.onnx", 1, &["empty.onnx", "empty"]);
+    desk.refuses("optimize folder.onnx", 1, &["folder.onnx", "directory"]);
+    desk.refuses("optimize missing.onnx", 1, &["missing.onnx", "No such file"]);
+    desk.refuses("inspect missing.onnx", 1, &["missing.onnx"]);
+}
+
+#[test]
+fn graphs_that_make_no_sense_are_one_line_and_nothing_is_written() {
+    let text = "<ir_version: 10, opset_import: [\"\": 21]> g (float[2] x) => (float[2] y) { a = Relu(x) y = Add(x, a) }";
+    let mut cyclic = proto(text);
+    let nodes = &mut cyclic.graph.as_mut().unwrap().node;
+    nodes[0].input = vec!["y".to_string()];
+    nodes[0].name = Some("first".to_string());
+    let mut future = proto(text);
+    future.opset_import[0].version = Some(99);
+
+    let desk = Desk::new();
+    fs::write(desk.path("cyclic.onnx"), bytes(cyclic)).unwrap();
+    fs::write(desk.path("future.onnx"), bytes(future)).unwrap();
+    desk.refuses("optimize cyclic.onnx", 1, &["cyclic.onnx", "cycle"]);
+    desk.refuses("optimize future.onnx", 1, &["future.onnx", "opset 99"]);
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let desk = Desk::with(EXPORT);
+    for wrong in [
+        "optimize m.onnx --no-such-flag",
+        "optimize m.onnx --passes no-such-pass",
+        "optimize m.onnx --target moon",
+        "optimize m.onnx --dim batch",
+        "optimize m.onnx --input-shape x=1,b",
+        "optimize m.onnx --no-validate --require-validation",
+        "optimize",
+        "passes no-such-pass",
+    ] {
+        assert_eq!(desk.run(wrong).code(), 2, "{wrong}");
+    }
+    let done = desk.run("optimize m.onnx --passes drop-ded");
+    assert!(done.stderr().contains("'drop-dead'"), "{}", done.stderr());
+    assert_eq!(desk.files(), ["m.onnx"]);
+}
+
+#[test]
+fn help_documents_the_exit_codes() {
+    let desk = Desk::new();
+    for arguments in ["--help", "optimize --help"] {
+        let help = desk.run(arguments).succeeds().stdout();
+        assert!(help.contains("3  outputs differ") && help.contains("5  a runtime"), "{help}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn the_input_is_never_overwritten() {
+    let desk = Desk::with(EXPORT);
+    std::os::unix::fs::symlink("m.onnx", desk.path("soft.onnx")).unwrap();
+    fs::hard_link(desk.path("m.onnx"), desk.path("hard.onnx")).unwrap();
+    for output in ["m.onnx", "./m.onnx", "soft.onnx", "hard.onnx"] {
+        desk.refuses(&format!("optimize m.onnx {output}"), 1, &["is the input itself"]);
+    }
+    desk.refuses("optimize m.onnx --report m.onnx", 1, &["the report would overwrite the input"]);
+    assert_eq!(fs::read(desk.path("m.onnx")).unwrap(), fs::read(export(EXPORT)).unwrap());
+}
+
+#[test]
+fn an_output_that_cannot_be_written_leaves_nothing_behind() {
+    let desk = Desk::with(EXPORT);
+    fs::create_dir(desk.path("folder")).unwrap();
+    desk.refuses("optimize m.onnx folder", 1, &["folder", "directory"]);
+    desk.refuses("optimize m.onnx missing/out.onnx", 1, &["missing"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_output_that_is_a_link_stays_one() {
+    let desk = Desk::with(EXPORT);
+    fs::write(desk.path("real.onnx"), "old").unwrap();
+    std::os::unix::fs::symlink("real.onnx", desk.path("out.onnx")).unwrap();
+    desk.run("optimize m.onnx out.onnx").succeeds();
+    assert!(desk.path("out.onnx").is_symlink());
+    assert!(onnx::load(&desk.path("real.onnx")).is_ok());
+}
+
+/// A folder `a` with a model `m.onnx` whose weight is in `weights.bin`.
+fn external() -> Desk {
+    let desk = Desk::new();
+    let mut model = proto(
+        "<ir_version: 10, opset_import: [\"\": 21]>
+         g (float[2,512] x) => (float[2,512] y) <float[512] w> { y = Add(x, w) }",
+    );
+    let weight = &mut model.graph.as_mut().unwrap().initializer[0];
+    let reference = onnx::Reference { location: "weights.bin".into(), offset: 0, length: Some(2048) };
+    weight.external_data = reference.entries();
+    weight.data_location = Some(onnx::schema::DataLocation::External.into());
+    fs::create_dir(desk.path("a")).unwrap();
+    fs::write(desk.path("a/m.onnx"), bytes(model)).unwrap();
+    fs::write(desk.path("a/weights.bin"), 0.5f32.to_le_bytes().repeat(512)).unwrap();
+    desk
+}
+
+#[test]
+fn external_data_come_along() {
+    let desk = external();
+    fs::create_dir(desk.path("b")).unwrap();
+    desk.run("optimize a/m.onnx b/out.onnx --report r.json").succeeds();
+    assert_eq!(fs::read(desk.path("b/weights.bin")).unwrap(), fs::read(desk.path("a/weights.bin")).unwrap());
+    assert_eq!(desk.report("r.json").validation.status, verdict());
+}
+
+#[test]
+fn weights_of_the_input_are_never_overwritten() {
+    let desk = external();
+    desk.refuses("optimize a/m.onnx a/weights.bin", 1, &["holds weights of the input"]);
+}
+
+const FOREIGN: &str = "<ir_version: 10, opset_import: [\"\": 21, \"com.example\": 1]>
+    g (float[4] x) => (float[4] y) { y = com.example.Mystery(x) }";
+
+#[test]
+fn an_operator_that_the_runtime_does_not_have_skips_validation_and_says_so() {
+    let desk = Desk::with_text(FOREIGN);
+    let done = desk.run("optimize m.onnx").succeeds();
+    assert!(done.stdout().contains("skipped"), "{}", done.stdout());
+    if cfg!(feature = "tract") {
+        assert!(done.stdout().contains("Mystery is not supported by tract"), "{}", done.stdout());
+    }
+}
+
+#[test]
+fn required_validation_that_is_skipped_is_exit_code_5() {
+    let desk = Desk::with_text(FOREIGN);
+    let done = desk.run("optimize m.onnx --require-validation");
+    assert_eq!(done.code(), 5, "{}", done.stderr());
+    assert_eq!(desk.files(), ["m.onnx"]);
+}
+
+#[test]
+fn passes_are_listed_and_shown() {
+    let desk = Desk::new();
+    let list = desk.run("passes").succeeds().stdout();
+    let names: Vec<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, PIPELINE.iter().map(|pass| pass.name()).collect::<Vec<_>>());
+    let shown = desk.run("passes fuse-scaled-sum").succeeds().stdout();
+    assert!(shown.starts_with("fuse-scaled-sum (reassociates)\n") && shown.contains("```onnx"), "{shown}");
+}
+
+#[test]
+fn inspect_shows_what_is_there() {
+    let desk = Desk::with(EXPORT);
+    let text = desk.run("inspect m.onnx").succeeds().stdout();
+    assert!(text.contains("mixing sites (20)") && text.contains("stack-sum, 3 terms"), "{text}");
+    assert!(text.contains("InstanceNormalization") && text.contains("predicted peak"), "{text}");
+    let json = desk.run("inspect m.onnx --json").succeeds().stdout();
+    let found: dmopt::Inspection = serde_json::from_str(&json).unwrap();
+    assert_eq!((found.schema.as_str(), found.mixing_sites.len()), ("dmopt.inspect/1", 20));
+    assert_eq!(found.operators.values().sum::<u64>(), found.nodes);
+    assert_eq!(found.peak_values.iter().map(|(_, bytes)| bytes).sum::<u64>(), found.peak_bytes.unwrap());
+    assert_eq!(desk.files(), ["m.onnx"]);
+}
+
+/// What shows only where the embedded runtime is built in.
+#[cfg(feature = "tract")]
+mod validated {
+    use super::*;
+    use dmopt::runtime::{self, Tolerance};
+    use dmopt::{Source, Target, Verdict};
+
+    /// `y = (2^30 x + x) - 2^30 x`, which is `x`, except that float32 loses the `x` in the middle.
+    const CANCELLING: &str = "<ir_version: 10, opset_import: [\"\": 21]>
+        g (float[4,64] x) => (float[4,64] y) <float big = {1073741824.0}> {
+            m = Mul(x, big) s = Add(m, x) y = Sub(s, m)
+        }";
+
+    #[test]
+    fn outputs_that_differ_are_exit_code_3_and_the_output_stays_as_it_was() {
+        let desk = Desk::with_text(CANCELLING);
+        fs::write(desk.path("out.onnx"), "precious").unwrap();
+        let done = desk.run("optimize m.onnx out.onnx --report r.json");
+        assert_eq!(done.code(), 3, "{}", done.stderr());
+        assert!(done.stderr().contains("out.rejected.onnx"), "{}", done.stderr());
+        assert_eq!(desk.files(), ["m.onnx", "out.onnx", "out.rejected.onnx", "r.json"]);
+        assert_eq!(fs::read_to_string(desk.path("out.onnx")).unwrap(), "precious");
+        assert!(onnx::load(&desk.path("out.rejected.onnx")).is_ok());
+        let report = desk.report("r.json");
+        assert_eq!(report.validation.status, ValidationStatus::Failed);
+        assert_eq!(report.output.path.as_deref(), Some("out.rejected.onnx"));
+    }
+
+    #[test]
+    fn a_wrong_candidate_is_rejected_together_with_its_external_data() {
+        let desk = external();
+        let source = Source::open(&desk.path("a/m.onnx")).unwrap();
+        let mut wrong = onnx::decode("m.onnx", source.bytes.clone()).unwrap();
+        wrong.graph.as_mut().unwrap().node[0].op_type = Some("Sub".to_string());
+        fs::create_dir(desk.path("b")).unwrap();
+        let target = Target::File(desk.path("b/out.onnx"));
+        let check = runtime::Options { tolerance: Tolerance { abs: 0.0, rel: 1e-3 }, ..Default::default() };
+        let placed = dmopt::place(wrong, &source, target, Some(&check), false, &|| ()).unwrap();
+        assert_eq!(placed.verdict, Verdict::Rejected { kept: Ok(desk.path("b/out.rejected.onnx")) });
+        assert!(desk.path("b/weights.bin").is_file());
+        assert!(!desk.path("b/out.onnx").exists());
+    }
+
+    /// The example in the documentation has the fields of a real report, no more and no fewer.
+    /// `UPDATE_EXPECT=1` writes a real one there.
+    #[test]
+    fn the_documented_report_is_a_real_one() {
+        let desk = Desk::with(EXPORT);
+        desk.run("optimize m.onnx --report r.json").succeeds();
+        let mut real: serde_json::Value =
+            serde_json::from_slice(&fs::read(desk.path("r.json")).unwrap()).unwrap();
+        for list in ["mixing_sites", "passes"] {
+            real[list].as_array_mut().unwrap().truncate(2);
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/report.md");
+        let text = fs::read_to_string(&path).unwrap();
+        let (head, rest) = text.split_once("```json\n").unwrap();
+        let (example, tail) = rest.split_once("\n```").unwrap();
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            let example = serde_json::to_string_pretty(&real).unwrap();
+            fs::write(&path, format!("{head}```json\n{example}\n```{tail}")).unwrap();
+            return;
+        }
+        let example: serde_json::Value = serde_json::from_str(example).unwrap();
+        assert_eq!(shape(&example), shape(&real));
+        serde_json::from_value::<Report>(example).unwrap();
+    }
+
+    /// Paths to all values, with their kinds.
+    fn shape(value: &serde_json::Value) -> Vec<String> {
+        use serde_json::Value;
+        let below =
+            |name: String, value: &Value| shape(value).into_iter().map(move |path| format!("{name}.{path}"));
+        match value {
+            Value::Object(fields) => fields.iter().flat_map(|(name, v)| below(name.clone(), v)).collect(),
+            Value::Array(items) => {
+                items.iter().enumerate().flat_map(|(i, v)| below(i.to_string(), v)).collect()
+            }
+            Value::Null => vec!["null".to_string()],
+            Value::Bool(_) => vec!["bool".to_string()],
+            Value::Number(_) => vec!["number".to_string()],
+            Value::String(_) => vec!["string".to_string()],
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Everything that can be tested, after setting up what the tests need: a Python with onnx and ONNX Runtime, and the
+//! models of the ONNX backend tests. All of it goes below `target/` and is kept for the next time.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+/// Packages and their versions.
+const REQUIREMENTS: &str = "scripts/requirements.txt";
+
+/// Runs everything.
+pub fn run() -> anyhow::Result<()> {
+    let target = target_folder();
+    let begin = Instant::now();
+    let mut done = Vec::new();
+    let mut step = |name: &'static str, work: &mut dyn FnMut() -> anyhow::Result<()>| {
+        println!("== {name}");
+        let begin = Instant::now();
+        work().with_context(|| format!("{name} failed"))?;
+        done.push((name, begin.elapsed()));
+        anyhow::Ok(())
+    };
+
+    let venv = target.join("venv");
+    let models = target.join("backend-models");
+    let python = venv.join("bin/python");
+    step("Python with onnx and onnxruntime", &mut || make_venv(&venv))?;
+    step("ONNX backend test models", &mut || {
+        call(Command::new(&python).arg("scripts/backend_models.py").arg(&models))
+    })?;
+    let library = onnx_runtime(&venv)?;
+    let environment: Vec<(&str, OsString)> = vec![
+        ("DMOPT_PYTHON", python.clone().into()),
+        ("DMOPT_BACKEND_MODELS", models.into()),
+        ("DMOPT_ORT_LIB", library.into()),
+    ];
+    let mut cargo =
+        |arguments: &[&str]| call(Command::new(env!("CARGO")).args(arguments).envs(environment.clone()));
+    if has_nextest() {
+        step("tests", &mut || cargo(&["nextest", "run", "--workspace"]))?;
+        step("documentation tests", &mut || cargo(&["test", "--workspace", "--doc", "--quiet"]))?;
+    } else {
+        step("tests", &mut || cargo(&["test", "--workspace"]))?;
+    }
+
+    println!("== summary");
+    for (name, time) in &done {
+        println!("{name:<36}{}", seconds(*time));
+    }
+    println!("all tests passed, nothing skipped for want of set-up ({})", seconds(begin.elapsed()));
+    Ok(())
+}
+
+fn target_folder() -> PathBuf {
+    let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    super::root().join(folder)
+}
+
+/// A virtual environment with the pinned packages, made anew when the list has changed.
+fn make_venv(venv: &Path) -> anyhow::Result<()> {
+    let wanted = std::fs::read(REQUIREMENTS).with_context(|| format!("cannot read {REQUIREMENTS}"))?;
+    let marker = venv.join("installed.txt");
+    if std::fs::read(&marker).is_ok_and(|installed| installed == wanted) {
+        println!("{} is up to date", venv.display());
+        return Ok(());
+    }
+    let python = std::env::var_os("DMOPT_PYTHON").unwrap_or_else(|| "python3".into());
+    call(Command::new(python).args(["-m", "venv", "--clear"]).arg(venv))?;
+    call(Command::new(venv.join("bin/python")).args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        REQUIREMENTS,
+    ]))?;
+    std::fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))
+}
+
+/// The shared library within the Python package.
+fn onnx_runtime(venv: &Path) -> anyhow::Result<PathBuf> {
+    let list = |folder: PathBuf| -> anyhow::Result<Vec<PathBuf>> {
+        let entries =
+            std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        entries.map(|entry| Ok(entry?.path())).collect()
+    };
+    for python in list(venv.join("lib"))? {
+        let capi = python.join("site-packages/onnxruntime/capi");
+        if capi.is_dir()
+            && let Some(library) = list(capi)?.into_iter().find(|path| {
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so"))
+            })
+        {
+            return Ok(library);
+        }
+    }
+    bail!("no libonnxruntime.so in {}", venv.display())
+}
+
+fn has_nextest() -> bool {
+    let found = Command::new(env!("CARGO")).args(["nextest", "--version"]).output();
+    found.is_ok_and(|output| output.status.success())
+}
+
+/// Runs a command to its end; its output goes where ours goes.
+fn call(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
