@@ -325,13 +325,15 @@ impl Size {
             Factor::Floor(inner, _) => depth > 0 && inner.nonnegative_within(depth - 1),
         };
         let doubtful = |t: &&Term| t.coefficient < 0 || !t.factors.iter().all(plain);
-        let mut doubts = terms.iter().filter(doubtful);
-        let Some(doubt) = doubts.find(|t| !matches!(t.factors.as_slice(), [] | [Factor::Symbol(_)])) else {
-            return terms.iter().all(|t| !doubtful(&t));
-        };
-        if depth == 0 {
-            return false;
+        if !terms.iter().any(|t| doubtful(&t)) {
+            return true;
         }
+        let bounded = |t: &&Term| matches!(t.factors.as_slice(), [Factor::Floor(..) | Factor::Positive(_)]);
+        let mut doubts = terms.iter().filter(doubtful);
+        let Some(doubt) = doubts.find(bounded).or_else(|| terms.iter().find(bounded)).filter(|_| depth > 0)
+        else {
+            return false;
+        };
         // The factor is bounded by something simpler; the rest decides.
         let rest = || Size::collect(terms.iter().filter(|t| *t != doubt).cloned());
         let with = |scale: i64, bound: Option<Size>| {
@@ -602,6 +604,10 @@ mod tests {
         assert!(h.sub(&h.div_floor(2).unwrap()).unwrap().is_nonnegative());
         assert!(h.sub(&h.minimum(&Size::Known(7)).unwrap()).unwrap().is_nonnegative());
         assert!(!h.div_floor(2).unwrap().sub(&h).unwrap().is_nonnegative());
+        // What is missing to a multiple of 7.
+        let rest = h.sub(&h.div_floor(7).unwrap().times(7).unwrap()).unwrap();
+        let missing = Size::Known(7).sub(&rest).unwrap();
+        assert!(missing.is_nonnegative() && !missing.plus(-2).unwrap().is_nonnegative());
         assert!(!h.plus(-5).unwrap().div_floor(2).unwrap().is_nonnegative());
     }
 
