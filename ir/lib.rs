@@ -8,7 +8,6 @@
 //! metadata, device configurations, ...) travels in opaque `extra` bytes that only the importer and exporter read.
 
 mod dtype;
-mod eval;
 mod graph;
 mod id;
 pub mod infer;
@@ -24,7 +23,6 @@ mod types;
 mod verify;
 
 pub use dtype::DType;
-pub use eval::{EvalError, Evaluator};
 pub use graph::{BuildError, Builder, Def, Graph, Slot, Use, Value};
 pub use id::{OpId, ValueId};
 pub use model::{Function, Model, Names, Opsets};

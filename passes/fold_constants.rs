@@ -8,7 +8,7 @@
 //!
 //! The result may be larger than the operands that go with it by the budget of the run at most; sizes are compared
 //! before anything is computed. Movement of elements, integers, and the float operations that IEEE 754 defines to
-//! the last bit are computed here; the rest by the evaluator of the run, if there is one. Left alone: operators
+//! the last bit are exact; elementary functions and sums of several floats are rounded once. Left alone: operators
 //! with bodies, random ones, the ends of quantized ranges (QuantizeLinear and its kin), tensors without data, and
 //! external tensors of more than 16 MiB.
 //!
@@ -51,46 +51,24 @@
 //! }
 //! ```
 
-mod native;
-
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use dmopt_ir::{
-    DType, Dim, EvalError, Evaluator, Graph, Op, OpId, Patch, Refusal, Rewriter, Safety, Storage, Tensor,
-    TensorType, ValueId,
+    DType, Dim, Graph, Op, OpId, Patch, Refusal, Rewriter, Safety, Storage, Tensor, TensorType, ValueId,
 };
 
+use crate::evaluate::{self, Stop};
 use crate::{Context, Miss, Pass};
-use native::Stop;
 
 /// External operands beyond this many bytes are not read.
 const MAX_EXTERNAL_BYTES: u64 = 16 << 20;
 
+/// Integers of tensors with more elements than this are not followed one by one.
+const MAX_SIZES: u64 = 1 << 20;
+
 /// Quantized weights stand in the file in their small form; computing them would undo that.
 const KEPT: &[&str] = &["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"];
-
-/// Operators beyond those of `native` whose results do not depend on how a runtime computes them.
-const EXACT: &[&str] = &[
-    "ArgMax",
-    "ArgMin",
-    "Ceil",
-    "Compress",
-    "DepthToSpace",
-    "EyeLike",
-    "Floor",
-    "GatherElements",
-    "GatherND",
-    "IsInf",
-    "IsNaN",
-    "NonZero",
-    "OneHot",
-    "Pad",
-    "ReverseSequence",
-    "Sign",
-    "SpaceToDepth",
-    "Trilu",
-];
 
 /// See the header of this file.
 pub struct FoldConstants;
@@ -120,7 +98,7 @@ impl Pass for FoldConstants {
                 continue;
             }
             let folder = Folder { graph, op, budget: *context.fold_budget, allow: rewriter.allows() };
-            let (proposal, growth) = match folder.fold(&mut sizes, context.evaluator) {
+            let (proposal, growth) = match folder.fold(&mut sizes) {
                 Ok(folded) => (Ok(folded.patch), folded.growth),
                 Err(miss) => (Err(miss), 0),
             };
@@ -177,7 +155,7 @@ struct Folder<'a> {
 }
 
 impl Folder<'_> {
-    fn fold(&self, sizes: &mut Sizes, evaluator: Option<&dyn Evaluator>) -> Result<Folded, Miss> {
+    fn fold(&self, sizes: &mut Sizes) -> Result<Folded, Miss> {
         if let Some(known) = sizes.learn(self.graph, self.op) {
             return self.replace(vec![known], Safety::Exact);
         }
@@ -197,52 +175,31 @@ impl Folder<'_> {
         if let Some(bytes) = expected {
             self.growth(bytes)?;
         }
+        let room = expected.unwrap_or_else(|| self.budget.saturating_add(self.freed()));
         let inputs: Vec<Option<&Tensor>> = operands.iter().map(Option::as_deref).collect();
-        let opset = self.graph.opset(&op.domain);
-        match native::evaluate(op, opset, &inputs) {
-            Ok(results) => self.replace(results, Safety::Exact),
+        match evaluate::evaluate(op, self.graph.opset(&op.domain), &inputs, self.allow, room) {
+            Ok(found) => self.replace(found.results, found.safety),
+            Err(Stop::Beyond) => Err(Miss::NoMatch),
             Err(Stop::Undefined(reason)) => Err(Miss::refused(reason)),
-            Err(Stop::Beyond) => {
-                // The size must be known before, and a cast is either native or not defined.
-                let evaluator = evaluator.filter(|_| expected.is_some() && !op.op_type.starts_with("Cast"));
-                let evaluator = evaluator.ok_or(Miss::NoMatch)?;
-                let safety = self.class(&inputs);
-                if safety > self.allow {
-                    return Err(Miss::refused(Refusal::Unsafe(safety).to_string()));
-                }
-                match evaluator.evaluate(op, opset, &inputs) {
-                    Ok(results) => self.replace(results, safety),
-                    Err(EvalError::Unsupported(_)) => Err(Miss::NoMatch),
-                    Err(EvalError::Failed(reason)) => Err(Miss::Refused(reason)),
-                }
-            }
+            Err(Stop::Unsafe(safety)) => Err(Miss::refused(Refusal::Unsafe(safety).to_string())),
         }
     }
 
-    /// Exact when no rounding depends on how a runtime computes.
-    fn class(&self, inputs: &[Option<&Tensor>]) -> Safety {
-        let op = self.graph.op(self.op);
-        let is_float = |dtype: DType| !dtype.is_integer() && dtype != DType::Bool;
-        let floats = inputs.iter().flatten().any(|t| is_float(t.dtype))
-            || op.results().any(|v| self.graph.tensor_type(v).is_none_or(|t| is_float(t.dtype)));
-        if !floats || EXACT.contains(&op.op_type.as_str()) || native::is_exact(&op.op_type) {
-            Safety::Exact
-        } else {
-            Safety::Reassociates
-        }
-    }
-
-    /// Bytes by which the constants grow when results of this size replace the operands that only serve the operator.
-    fn growth(&self, bytes: u64) -> Result<i64, Miss> {
-        let op = self.graph.op(self.op);
-        let mut operands: Vec<ValueId> = op.operands().collect();
+    /// Bytes of the operands that only serve the operator.
+    fn freed(&self) -> u64 {
+        let mut operands: Vec<ValueId> = self.graph.op(self.op).operands().collect();
         operands.sort();
         operands.dedup();
         let only_here =
             |v: &ValueId| !self.graph.is_output(*v) && self.graph.uses(*v).all(|at| at.op == self.op);
-        let freed = (operands.into_iter().filter(only_here))
+        (operands.into_iter().filter(only_here))
             .filter_map(|v| self.graph.constant(v)?.byte_len())
-            .fold(0u64, u64::saturating_add);
+            .fold(0u64, u64::saturating_add)
+    }
+
+    /// Bytes by which the constants grow when results of this size replace the operands that only serve the operator.
+    fn growth(&self, bytes: u64) -> Result<i64, Miss> {
+        let freed = self.freed();
         if bytes.saturating_sub(freed) > self.budget {
             return Err(Miss::Refused(format!(
                 "the result has {bytes} bytes and replaces {freed}; the budget for growth is {} bytes",
@@ -325,15 +282,18 @@ impl Sizes {
                 .or_else(|| Some(graph.constant(value)?.dims.clone()))
         };
         let ints = |slot: usize| graph.constant(op.input(slot)?)?.to_i64().ok();
-        let moves = native::moves(op, graph.opset(&op.domain), &dims, &ints)?.pop()?;
+        let moves = evaluate::moves(op, graph.opset(&op.domain), &dims, &ints)?.pop()?;
+        if evaluate::product(&moves.dims).is_none_or(|elements| elements > MAX_SIZES) {
+            return None;
+        }
         let constants: Vec<Option<Vec<i64>>> = (op.inputs.iter())
             .map(|v| graph.constant((*v)?).filter(|t| t.dtype == DType::I64)?.to_i64().ok())
             .collect();
-        let element = |&(operand, index): &(usize, usize)| match self.known.get(&op.input(operand)?) {
+        let element = |(operand, index): (usize, usize)| match self.known.get(&op.input(operand)?) {
             Some(partial) => Some(*partial.elements.get(index)?),
             None => Some(Some(*constants.get(operand)?.as_ref()?.get(index)?)),
         };
-        Some(Partial { elements: moves.from.iter().map(element).collect::<Option<_>>()?, dims: moves.dims })
+        Some(Partial { elements: moves.from.map(element).collect::<Option<_>>()?, dims: moves.dims })
     }
 }
 
@@ -351,13 +311,11 @@ fn shape_of(op: &Op, ty: &TensorType) -> Option<Partial> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use dmopt_ir::text::print_graph;
 
     use super::*;
     use crate::Options;
-    use crate::testing::{check, check_with, left_alone, optimize, refusals};
+    use crate::testing::{check, left_alone, optimize, refusals};
 
     const PASS: &str = "fold-constants";
 
@@ -661,59 +619,75 @@ mod tests {
         );
     }
 
-    /// Adds one to f32 numbers, and counts how often it was asked.
-    #[derive(Default)]
-    struct PlusOne(AtomicU64);
+    /// The class of what folds `t`, under a run that allows `allow`; `None` when it stays.
+    fn class_of(declared: &str, line: &str, allow: Safety) -> Option<Safety> {
+        let text = format!(
+            "f (float[1] x) => (float[1] y) <float[3] a = {{-1, 0.5, 8}}, {declared}>
+             {{ {line} y = com.acme.Use(x, t) }}"
+        );
+        optimize(PASS, &text, Options { allow: Some(allow), ..Options::default() }).1.safety
+    }
 
-    impl Evaluator for PlusOne {
-        fn evaluate(&self, op: &Op, _: i64, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            let tensor = inputs[0].ok_or(EvalError::Failed("no operand".to_string()))?;
-            let values: Vec<f64> = tensor.to_f64().unwrap().iter().map(|v| v + 1.0).collect();
-            match op.op_type.as_str() {
-                "Selu" => Err(EvalError::Unsupported("Selu".to_string())),
-                "Cos" => Err(EvalError::Failed("out of order".to_string())),
-                _ => Ok(vec![Tensor::from_f64(tensor.dtype, tensor.dims.clone(), &values).unwrap()]),
-            }
+    #[test]
+    fn picking_one_of_several_floats_is_exact() {
+        for line in ["t = Relu(a)", "t = Min(a, b)", "t = Max(a, b)", "t = Clip(a, least, b)"] {
+            let declared = "float b = {6}, float least = {0}";
+            assert_eq!(class_of(declared, line, Safety::Exact), Some(Safety::Exact), "{line}");
         }
     }
 
     #[test]
-    fn the_evaluator_computes_the_rest() {
-        let outcome = check_with(
-            PASS,
-            "f (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] t> { t = Exp(a) y = Add(x, t) }",
-            "f (float[2] x) => (float[2] y) <float[2] t = {2, 3}> { y = Add(x, t) }",
-            Some(&PlusOne::default()),
-        );
-        assert_eq!(outcome.safety, Some(Safety::Reassociates));
+    fn results_that_depend_on_rounding_need_leave() {
+        for line in
+            ["t = Sigmoid(a)", "t = Sum(a, a, a)", "t = ReduceSum<keepdims = 0>(a)", "t = MatMul(a, a)"]
+        {
+            assert_eq!(class_of("float b", line, Safety::Exact), None, "{line}");
+            assert_eq!(class_of("float b", line, Safety::Reassociates), Some(Safety::Reassociates), "{line}");
+        }
     }
 
     #[test]
-    fn what_fails_in_the_evaluator_is_reported_and_what_it_does_not_know_is_not() {
-        let model = |op: &str| {
-            format!(
-                "f (float[2] x) => (float[2] y) <float[2] a = {{1, 2}}, float[2] t> {{ t = {op}(a) y = Add(x, t) }}"
-            )
-        };
-        let evaluator = PlusOne::default();
-        let options = || Options { evaluator: Some(&evaluator), ..Options::default() };
-        assert_eq!(refusals(&optimize(PASS, &model("Cos"), options()).1), ["Cos of 't': out of order"]);
-        assert!(refusals(&optimize(PASS, &model("Selu"), options()).1).is_empty());
+    fn elementary_functions_are_rounded_once() {
+        folds("float[3] a = {0, 1, -1}", "t = Exp(a)", "float[3] t = {1, 2.7182817, 0.36787945}");
+        folds("float16 a = {0.0}", "t = Sigmoid(a)", "float16 t = {0.5}");
     }
 
     #[test]
-    fn the_evaluator_is_not_asked_for_results_of_unknown_or_excessive_size() {
-        let evaluator = PlusOne::default();
+    fn what_is_left_open_is_reported_and_what_is_not_known_is_not() {
+        let open = stays("float[2] a = {1, nan}, float b = {2}", "t = Max(a, b)");
+        assert_eq!(open, ["Max of 't': NaN, or zeros of both signs, are put in order"]);
+        assert!(stays("float[2] a = {1, 2}", "t = Selu(a)").is_empty());
+    }
+
+    #[test]
+    fn results_of_unknown_or_excessive_size_of_unknown_operators_stay() {
         for declared in ["float[?] t", "float[1048576,1048576] t"] {
             let text = format!(
                 "f (float[2] x) => (float[2] y) <float[2] a = {{1, 2}}, {declared}>
                  {{ t = Unheard(a) y = com.acme.Use(x, t) }}"
             );
-            let (model, _) =
-                optimize(PASS, &text, Options { evaluator: Some(&evaluator), ..Options::default() });
+            let (model, _) = optimize(PASS, &text, Options::default());
             assert!(print_graph(&model.graph).contains("Unheard"));
         }
-        assert_eq!(evaluator.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_result_whose_size_only_its_values_tell_is_within_the_budget() {
+        let text = "f (float[1] x) => (float[1] y) <bool[4] a = {1, 0, 1, 1}> { t = NonZero(a) y = com.acme.Use(x, t) }";
+        for (budget, rewrites) in [(20, 1), (19, 0)] {
+            let (_, outcome) =
+                optimize(PASS, text, Options { fold_budget: Some(budget), ..Options::default() });
+            assert_eq!(outcome.passes[0].rewrites, rewrites);
+        }
+    }
+
+    #[test]
+    fn sizes_of_constants_are_known() {
+        folds(
+            "float[2,3] a = {0, 0, 0, 0, 0, 0}, int64 last = {-1}",
+            "s = Shape(a) t = Gather(s, last)",
+            "int64 t = {3}",
+        );
+        folds("float[2,3] a = {0, 0, 0, 0, 0, 0}", "t = Size(a)", "int64 t = {6}");
     }
 }

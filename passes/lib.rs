@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use dmopt_ir::{
-    Boundary, Evaluator, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, Violation,
-    infer, verify_model,
+    Boundary, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, Violation, infer,
+    verify_model,
 };
 
 mod common_subexpressions;
 mod dedupe_initializers;
 mod drop_dead;
+mod evaluate;
 mod fold_constants;
 mod fuse_scaled_sum;
 pub mod header;
@@ -53,8 +54,6 @@ pub trait Pass: Sync {
 
 /// What a pass may use beside the graph.
 pub struct Context<'a> {
-    /// Computes operators on constants; `None` when no runtime is at hand.
-    pub evaluator: Option<&'a dyn Evaluator>,
     /// Bytes by which folding constants may still let the model grow.
     pub fold_budget: &'a mut u64,
     /// Where refusals and findings go.
@@ -146,8 +145,6 @@ pub struct Options<'a> {
     pub stop_after: Option<u64>,
     /// Bytes by which folding constants may let the model grow; `None` means [`FOLD_BUDGET`].
     pub fold_budget: Option<u64>,
-    /// Computes operators on constants.
-    pub evaluator: Option<&'a dyn Evaluator>,
     /// Check every invariant after every pass, not only in debug builds.
     pub verify: bool,
     /// Called before each run of a pass, with its name and the round (from 1).
@@ -237,7 +234,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
             }
             let log = logs.entry(pass.name()).or_default();
             log.start_round();
-            let mut context = Context { evaluator: options.evaluator, fold_budget: &mut fold_budget, log };
+            let mut context = Context { fold_budget: &mut fold_budget, log };
             let allow = options.allow.unwrap_or(Safety::Approximates);
             let mut rewriter = Rewriter::new(&mut model.graph, &mut names, allow, &mut fuel);
             run_everywhere(*pass, &mut rewriter, &mut context);
@@ -323,7 +320,6 @@ fn edit_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use dmopt_ir::text::{parse_model, print_model};
-    use dmopt_ir::{EvalError, Op, Tensor};
 
     use super::*;
 
@@ -421,34 +417,17 @@ mod tests {
         assert!(!print_model(&model).contains("Exp"));
     }
 
-    /// Gives the first operand back, whatever the operator.
-    struct Echo;
-
-    impl Evaluator for Echo {
-        fn evaluate(&self, _: &Op, _: i64, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, EvalError> {
-            inputs[0].map(|t| vec![t.clone()]).ok_or(EvalError::Failed("no operand".to_string()))
-        }
-    }
-
-    const NEEDS_EVALUATOR: &str =
-        "f (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] e> { e = Exp(a) y = Mul(x, e) }";
-
     #[test]
     fn edits_beyond_the_allowed_class_are_refused_and_reported() {
-        let options = Options { evaluator: Some(&Echo), allow: Some(Safety::Exact), ..only(&[]) };
-        let mut strict = model(NEEDS_EVALUATOR);
+        let options = Options { allow: Some(Safety::Exact), ..only(&[]) };
+        let mut strict =
+            model("f (float[2] x) => (float[2] y) <float[2] a = {1, 2}> { e = Exp(a) y = Mul(x, e) }");
         let outcome = run(&mut strict, &options).unwrap();
         assert_eq!(outcome.safety, None);
         assert_eq!(testing::refusals(&outcome), ["Exp of 'e': not bit-identical (reassociates)"]);
         let outcome = run(&mut strict, &Options { allow: None, ..options }).unwrap();
         assert_eq!(outcome.safety, Some(Safety::Reassociates));
         assert!(testing::refusals(&outcome).is_empty());
-    }
-
-    #[test]
-    fn without_an_evaluator_its_operators_stay() {
-        let outcome = run(&mut model(NEEDS_EVALUATOR), &only(&[])).unwrap();
-        assert_eq!((rewrites(&outcome), testing::refusals(&outcome).len()), (0, 0));
     }
 
     #[test]

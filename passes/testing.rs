@@ -1,7 +1,7 @@
 //! How tests of passes are written: text in, text out.
 
 use dmopt_ir::text::{canonical, parse_model, print_graph};
-use dmopt_ir::{Evaluator, Model, verify_model};
+use dmopt_ir::{Model, verify_model};
 
 use crate::{Options, Outcome, run};
 
@@ -17,21 +17,10 @@ pub(crate) fn optimize(pass: &str, text: &str, options: Options<'_>) -> (Model, 
 
 /// The pass turns `before` into `after`, up to renaming, and finds nothing to do in the result.
 pub(crate) fn check(pass: &str, before: &str, after: &str) -> Outcome {
-    check_with(pass, before, after, None)
-}
-
-/// As [`check`], with something that evaluates operators.
-pub(crate) fn check_with(
-    pass: &str,
-    before: &str,
-    after: &str,
-    evaluator: Option<&dyn Evaluator>,
-) -> Outcome {
-    let options = || Options { evaluator, ..Options::default() };
-    let (mut model, outcome) = optimize(pass, before, options());
+    let (mut model, outcome) = optimize(pass, before, Options::default());
     let expected = parse_model(after).unwrap_or_else(|error| panic!("{after}\n{error}"));
     assert_eq!(canonical(&model.graph), canonical(&expected.graph), "{}", print_graph(&model.graph));
-    let again = run(&mut model, &Options { only: vec![pass.to_string()], ..options() }).unwrap();
+    let again = run(&mut model, &Options { only: vec![pass.to_string()], ..Options::default() }).unwrap();
     assert_eq!(again.safety, None, "the pass is not done: {}", print_graph(&model.graph));
     outcome
 }

@@ -5,8 +5,6 @@
 //! element by element ([`compare`]), and judges them by a [`Tolerance`] that follows from what was done to the
 //! model.
 //!
-//! [`evaluate`] computes single operators on constants for constant folding, without a runtime.
-//!
 //! The embedded runtime, tract, sits behind the feature `tract`. What it cannot do:
 //! - **Operators** are refused when tract has no implementation of them, when they belong to another domain
 //!   than the standard one, or when the model defines functions for them: tract looks operators up by type alone
@@ -18,7 +16,6 @@
 //!   that touches such an operator is not proven by running it here. No rewrite in this project does.
 
 pub mod compare;
-pub mod evaluate;
 pub mod inputs;
 #[cfg(feature = "ort")]
 pub mod ort;
