@@ -17,7 +17,7 @@ const MAX_PRODUCTS: u64 = 1 << 30;
 /// The class of the result, if there is one.
 pub(super) fn class(call: &Call) -> Safety {
     let float = call.optional(0).is_some_and(|x| !x.dtype.is_integer() && x.dtype != DType::Bool);
-    let rounds = match call.name() {
+    let rounds = match call.op_type() {
         // A sum of two is one rounding; the order of more is for the runtime to choose.
         "Sum" => call.inputs.len() > 2,
         "Mean" => call.inputs.len() > 1,
@@ -45,10 +45,10 @@ fn elementary(name: &str) -> Option<fn(f64) -> f64> {
 /// Result of the operator.
 pub(super) fn evaluate(call: &Call) -> Answer<Tensor> {
     let unary = |f: fn(f64) -> f64| floats(call, &[call.input(0)?], |v| Ok(f(v[0])));
-    if let Some(f) = elementary(call.name()) {
+    if let Some(f) = elementary(call.op_type()) {
         return unary(f);
     }
-    match call.name() {
+    match call.op_type() {
         "Add" => binary(call, |a, b| a + b, |a, b| Ok(a + b)),
         "Sub" => binary(call, |a, b| a - b, |a, b| Ok(a - b)),
         "Mul" => binary(call, |a, b| a * b, |a, b| a.checked_mul(b).ok_or(OVERFLOW)),
@@ -179,7 +179,7 @@ fn variadic(call: &Call) -> Answer<Tensor> {
     let inputs = call.all()?;
     let total = |v: &[f64]| v.iter().copied().reduce(|a, b| a + b).ok_or(Stop::Beyond);
     let count = inputs.len() as f64;
-    match call.name() {
+    match call.op_type() {
         "Min" => {
             either(call, &inputs, |v| extreme(v, f64::min), |v| v.iter().copied().min().ok_or(Stop::Beyond))
         }
@@ -231,7 +231,7 @@ fn clip(call: &Call) -> Answer<Tensor> {
 fn compare(call: &Call, f: fn(Option<Ordering>) -> bool) -> Answer<Tensor> {
     let inputs = call.all()?;
     // Bools have no order.
-    if call.name() != "Equal" && inputs.iter().any(|t| t.dtype == DType::Bool) {
+    if call.op_type() != "Equal" && inputs.iter().any(|t| t.dtype == DType::Bool) {
         return Err(Stop::Beyond);
     }
     pointwise(call, &inputs, DType::Bool, |v| {
@@ -290,7 +290,7 @@ fn reduce(call: &Call) -> Answer<Tensor> {
     for start in walk(&outer, &outer_steps, 0) {
         group.clear();
         group.extend(walk(&inner, &inner_steps, start as i64).map(|at| elements.at(at)));
-        push(&mut out, x.dtype, reduced(call.name(), &group)?)?;
+        push(&mut out, x.dtype, reduced(call.op_type(), &group)?)?;
     }
     Ok(Tensor::raw(x.dtype, dims, out))
 }

@@ -83,7 +83,7 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn name(&self) -> &'a str {
+    fn op_type(&self) -> &'a str {
         &self.op.op_type
     }
 

@@ -15,7 +15,7 @@ pub(super) fn evaluate(call: &Call) -> Answer<Option<Vec<Tensor>>> {
     if let Some(to) = renamed(call.op, &dims, &ints) {
         return Ok(Some(vec![Tensor { dims: to, ..call.input(0)?.clone() }]));
     }
-    let result = match call.name() {
+    let result = match call.op_type() {
         "Cast" => {
             let to = call.op.int("to").and_then(|to| DType::from_code(i32::try_from(to).ok()?));
             cast(call, to.ok_or(Stop::Beyond)?)
