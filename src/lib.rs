@@ -147,12 +147,10 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
         options.progress.iter().for_each(|tell| tell(Stage::Pass { name, round }));
     };
     let allow = if options.exact { Safety::Exact } else { Safety::Approximates };
-    let evaluator = runtime::evaluate::Folder::new(allow);
     let options = passes::Options {
         only: options.passes.clone(),
         skip: options.skip.clone(),
         allow: Some(allow),
-        evaluator: Some(&evaluator),
         stop_after: options.stop_after,
         verify: options.verify,
         progress: Some(&progress),
