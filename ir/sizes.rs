@@ -25,7 +25,9 @@ impl Graph {
                 ty.shape = Some(shape.iter().map(|&size| Dim::Known(size)).collect());
             }
             for (axis, dim) in ty.shape.iter_mut().flatten().enumerate() {
-                if let (Dim::Unknown, Some(&size)) = (&*dim, sizes.dims.get(&format!("{}.{axis}", value.name))) {
+                if let (Dim::Unknown, Some(&size)) =
+                    (&*dim, sizes.dims.get(&format!("{}.{axis}", value.name)))
+                {
                     *dim = Dim::Known(size);
                 }
             }

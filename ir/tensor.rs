@@ -149,6 +149,47 @@ impl Tensor {
         Tensor::raw(dtype, dims, out).checked()
     }
 
+    /// The same tensor with each floating-point element changed (`f` gets its position and value) and rounded, one
+    /// element at a time: weights can be large.
+    ///
+    /// # Errors
+    /// The data cannot be read, or are not floating-point numbers of at least 16 bits.
+    pub fn map_f64(&self, f: impl Fn(usize, f64) -> f64) -> Result<Tensor, TensorError> {
+        let b = self.bytes()?;
+        let mut out = Vec::with_capacity(b.len());
+        match self.dtype {
+            DType::F64 => chunks(&b)
+                .map(f64::from_le_bytes)
+                .enumerate()
+                .for_each(|(i, v)| out.extend(f(i, v).to_le_bytes())),
+            DType::F32 => chunks(&b)
+                .map(f32::from_le_bytes)
+                .enumerate()
+                .for_each(|(i, v)| out.extend((f(i, v.into()) as f32).to_le_bytes())),
+            DType::F16 => chunks(&b)
+                .map(f16::from_le_bytes)
+                .enumerate()
+                .for_each(|(i, v)| out.extend(f16::from_f64(f(i, v.to_f64())).to_le_bytes())),
+            DType::BF16 => chunks(&b)
+                .map(bf16::from_le_bytes)
+                .enumerate()
+                .for_each(|(i, v)| out.extend(bf16::from_f64(f(i, v.to_f64())).to_le_bytes())),
+            other => return Err(TensorError::Type(other)),
+        }
+        Ok(Tensor::raw(self.dtype, self.dims.clone(), out))
+    }
+
+    /// The largest magnitude that elements of a floating-point type have; `None` for other types.
+    pub fn largest(dtype: DType) -> Option<f64> {
+        match dtype {
+            DType::F64 => Some(f64::MAX),
+            DType::F32 => Some(f32::MAX.into()),
+            DType::F16 => Some(f16::MAX.to_f64()),
+            DType::BF16 => Some(bf16::MAX.to_f64()),
+            _ => None,
+        }
+    }
+
     fn checked(self) -> Result<Tensor, TensorError> {
         self.bytes()?;
         Ok(self)

@@ -5,8 +5,6 @@ use std::collections::HashSet;
 
 use dmopt_ir::{Def, Graph, NewOp, OpId, Operand, Patch, Tensor, ValueId};
 
-use super::Array;
-
 /// An expression over values of a graph.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Expr {
@@ -116,10 +114,15 @@ impl Expr {
             }
             Expr::Rows { of, by } => {
                 let tensor = graph.constant(*of)?;
-                let mut data = tensor.to_f64().ok()?;
-                let row = (data.len() / by.len().max(1)).max(1);
-                data.chunks_mut(row).zip(by).for_each(|(row, s)| row.iter_mut().for_each(|v| *v *= s));
-                let scaled = Array { dims: tensor.dims.clone(), data }.tensor(tensor.dtype)?;
+                let (row, largest) =
+                    (tensor.elements()? as usize / by.len().max(1), Tensor::largest(tensor.dtype)?);
+                let overflow = std::cell::Cell::new(false);
+                let scaled = tensor.map_f64(|i, v| {
+                    let scaled = v * by[i / row];
+                    overflow.set(overflow.get() || (v.is_finite() && scaled.abs() > largest));
+                    scaled
+                });
+                let scaled = scaled.ok().filter(|_| !overflow.get())?;
                 patch.constant(&format!("{}_scaled", graph.value(*of).name), scaled)
             }
             Expr::Op { op_type, axis, args } => {
