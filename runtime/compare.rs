@@ -83,6 +83,12 @@ pub struct Comparison {
     pub max_abs: f64,
     /// Largest `|a - b| / max(|a|, |b|, floor)` over the same elements; see [`Tolerance`] for the floor.
     pub max_rel: f64,
+    /// Largest number of representable values from one element to the other, over the same elements of
+    /// floating-point outputs: 1 for neighbours.
+    pub max_ulp: u64,
+    /// Smallest cosine of the angle between an output and its reference, over floating-point outputs and the same
+    /// elements; 1 where there are none.
+    pub cosine: f64,
     /// The element with the largest relative difference, or the first that differs and is not finite.
     pub worst: Option<Worst>,
     /// True when every output has the same bits on both sides (all NaNs count as one value).
@@ -108,6 +114,15 @@ impl Comparison {
         self.differing == 0
     }
 
+    /// One sentence on what differs, which is called `what` in the plural.
+    pub fn describe(&self, what: &str) -> String {
+        let Some(worst) = &self.worst else { return format!("{what} differ") };
+        format!(
+            "{} of {} {what} differ; the worst is {}{:?}: {:e} instead of {:e}",
+            self.differing, self.elements, worst.output, worst.index, worst.candidate, worst.reference
+        )
+    }
+
     /// Takes the results of another comparison into this one.
     pub fn merge(&mut self, other: Comparison) {
         let rank = |c: &Comparison| (c.nonfinite > 0, c.max_rel);
@@ -119,11 +134,13 @@ impl Comparison {
         self.nonfinite += other.nonfinite;
         self.max_abs = self.max_abs.max(other.max_abs);
         self.max_rel = self.max_rel.max(other.max_rel);
+        self.max_ulp = self.max_ulp.max(other.max_ulp);
+        self.cosine = self.cosine.min(other.cosine);
         self.bit_identical &= other.bit_identical;
     }
 
     fn empty() -> Comparison {
-        Comparison { bit_identical: true, ..Comparison::default() }
+        Comparison { cosine: 1.0, bit_identical: true, ..Comparison::default() }
     }
 }
 
@@ -195,6 +212,9 @@ fn compare_tensor(
     let width = a.dtype.bits().unwrap_or(8).div_ceil(8) as usize;
     let bits = bytes_a.chunks_exact(width).zip(bytes_b.chunks_exact(width));
     let floor = rms(&x);
+    if a.dtype.is_float() {
+        result.cosine = cosine(&x, &y);
+    }
     let exact = !a.dtype.is_float() || tolerance == Tolerance::EXACT;
     let mut worst = None;
     for (i, ((&p, &q), (bits_p, bits_q))) in x.iter().zip(&y).zip(bits).enumerate() {
@@ -218,6 +238,9 @@ fn compare_tensor(
         }
         result.max_abs = result.max_abs.max(difference);
         result.max_rel = result.max_rel.max(relative);
+        if a.dtype.is_float() {
+            result.max_ulp = result.max_ulp.max(rank(bits_p).abs_diff(rank(bits_q)));
+        }
         let epsilon = tolerance.abs.max(tolerance.rel * floor);
         if exact || !relative_eq!(p, q, epsilon = epsilon, max_relative = tolerance.rel) {
             result.differing += 1;
@@ -242,6 +265,31 @@ fn rms(values: &[f64]) -> f64 {
     }
     let sum: f64 = finite().map(|v| (v / largest).powi(2)).sum();
     largest * (sum / finite().count() as f64).sqrt()
+}
+
+/// Place of a floating-point number among all of its type, both zeros at 0, from its little-endian bits.
+fn rank(bits: &[u8]) -> i64 {
+    let width = 8 * bits.len() as u32;
+    let bits = bits.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
+    let sign = 1u64 << (width - 1);
+    let magnitude = (bits & (sign - 1)) as i64;
+    if bits & sign == 0 { magnitude } else { -magnitude }
+}
+
+/// Cosine of the angle between two vectors, over elements that are finite in both. A vector of zeros has the
+/// direction of another such one and of no other.
+fn cosine(x: &[f64], y: &[f64]) -> f64 {
+    let pairs = || x.iter().zip(y).filter(|(p, q)| p.is_finite() && q.is_finite());
+    let scale = |side: f64, value: &f64| side.max(value.abs());
+    // Scaled by the largest element, so that no square overflows.
+    let (m, n) = pairs().fold((0f64, 0f64), |(m, n), (p, q)| (scale(m, p), scale(n, q)));
+    if m == 0.0 || n == 0.0 {
+        return if m == n { 1.0 } else { 0.0 };
+    }
+    let (dot, xx, yy) = pairs()
+        .map(|(p, q)| (p / m, q / n))
+        .fold((0.0, 0.0, 0.0), |(d, a, b), (p, q)| (d + p * q, a + p * p, b + q * q));
+    (dot / (f64::sqrt(xx) * f64::sqrt(yy))).clamp(-1.0, 1.0)
 }
 
 /// Index along each axis of the element at a position in row-major order.
@@ -332,6 +380,31 @@ mod tests {
         let e = compare(&f32s(&[1.0]), &f32s(&[1.0, 1.0]), LOOSE).unwrap_err();
         assert_eq!(e.to_string(), "output y is float[2], not float[1]");
         assert_eq!(compare(&f32s(&[1.0]), &[], LOOSE).unwrap_err(), Mismatch::Missing("y".into()));
+    }
+
+    #[test]
+    fn ulps_count_representable_values() {
+        let ulps = |dtype, a: f64, b: f64| {
+            let tensor = |v| vec![("y".into(), Tensor::from_f64(dtype, vec![1], &[v]).unwrap())];
+            compare(&tensor(a), &tensor(b), LOOSE).unwrap().max_ulp
+        };
+        assert_eq!(ulps(DType::F32, 1.0, 1.0 + 3.0 * 2f64.powi(-23)), 3);
+        assert_eq!(ulps(DType::F64, -1.0, -1.0 - f64::EPSILON), 1);
+        assert_eq!(ulps(DType::F16, 1.0, 1.0 + 2f64.powi(-10)), 1);
+        assert_eq!(ulps(DType::BF16, 1.0, 1.0 - 2f64.powi(-8)), 1);
+        assert_eq!(ulps(DType::F32, 0.0, -0.0), 0);
+        assert_eq!(ulps(DType::F32, f64::from(f32::from_bits(1)), -f64::from(f32::from_bits(2))), 3);
+    }
+
+    #[test]
+    fn the_cosine_tells_directions_apart() {
+        let cosine = |a: &[f64], b: &[f64]| compare(&f32s(a), &f32s(b), LOOSE).unwrap().cosine;
+        assert_eq!(cosine(&[1.0, 0.0], &[0.0, 2.0]), 0.0);
+        assert!((cosine(&[1.0, 0.0], &[3.0, 4.0]) - 0.6).abs() < 1e-12);
+        assert!((cosine(&[1.0, 2.0], &[-1.0, -2.0]) + 1.0).abs() < 1e-12);
+        assert_eq!(cosine(&[1.0, 2.0], &[1.0, 2.0]), 1.0);
+        assert_eq!(cosine(&[0.0], &[1.0]), 0.0);
+        assert!((cosine(&[3e38, 3e38], &[3e38, 0.0]) - 0.5f64.sqrt()).abs() < 1e-6);
     }
 
     #[test]

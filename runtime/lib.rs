@@ -16,7 +16,10 @@
 //!   that touches such an operator is not proven by running it here. No rewrite in this project does.
 
 pub mod compare;
+mod diverge;
 pub mod inputs;
+mod latency;
+mod npz;
 #[cfg(feature = "ort")]
 pub mod ort;
 #[cfg(any(feature = "ort", feature = "tract"))]
@@ -35,7 +38,10 @@ use bytes::Bytes;
 use dmopt_ir::{DType, Tensor, TensorType};
 
 pub use compare::{Comparison, Tolerance};
-pub use validate::{Inside, Options, Run, Status, Validation, validate, validate_with};
+pub use diverge::{Divergence, Expose, first_divergence};
+pub use latency::{Latency, latency};
+pub use npz::{NpzError, read_npz};
+pub use validate::{Inside, Options, Run, Status, Validation, differ, validate, validate_with};
 
 /// A model file as a runtime takes it.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use dmopt_ir::Tensor;
 
 use crate::compare::{Comparison, Tolerance, compare};
 use crate::inputs::{Pins, Sizes, assignments, random_inputs};
-use crate::{Backend, Interface, ModelFile, Outputs, RuntimeError, Session};
+use crate::{Backend, Interface, ModelFile, Named, Outputs, RuntimeError, Session};
 
 /// Bytes that the values inside one model may take while they are compared.
 const WATCH_BUDGET: u64 = 1 << 28;
@@ -26,6 +26,8 @@ pub struct Options {
     pub inside: bool,
     /// Sizes that the caller fixes.
     pub pins: Pins,
+    /// Inputs to run with, one run each, instead of random ones.
+    pub given: Vec<Vec<Named>>,
     /// Allowed difference.
     pub tolerance: Tolerance,
 }
@@ -38,6 +40,7 @@ impl Default for Options {
             sizes: 3,
             inside: true,
             pins: Pins::default(),
+            given: Vec::new(),
             tolerance: Tolerance::EXACT,
         }
     }
@@ -89,9 +92,9 @@ pub struct Inside {
 /// One comparison: the same inputs through both files.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Run {
-    /// Seed of the inputs.
+    /// Seed of the inputs; of given inputs, their number, from 0.
     pub seed: u64,
-    /// Sizes of the open dimensions.
+    /// Sizes of the open dimensions; empty with given inputs.
     pub sizes: Sizes,
     /// Time of the reference.
     pub reference: Duration,
@@ -117,9 +120,10 @@ pub fn validate(
     }
 }
 
-/// Runs both files on the same random inputs and compares the outputs; then once more, comparing every value inside
-/// that has the same name in both. A rewrite keeps a name only for the same value, and in a network that damps what
-/// its early layers do, outputs alone say little about those. Stops at the first run that fails.
+/// Runs both files on the same inputs, random ones or those that the options give, and compares the outputs; then
+/// once more, comparing every value inside that has the same name in both. A rewrite keeps a name only for the same
+/// value, and in a network that damps what its early layers do, outputs alone say little about those. Stops at the
+/// first run that fails. Interfaces are compared before anything runs.
 ///
 /// # Errors
 /// [`RuntimeError::Sizes`] when the pinned sizes contradict the reference. Whatever else goes wrong is a verdict.
@@ -134,27 +138,42 @@ pub fn validate_with(
         Ok(session) => session,
         Err(e) => return Ok(found.skipped(e)),
     };
-    let all_sizes = assignments(original.interface(), &options.pins)?;
-    let mut pair = Pair { original, rewritten: backend.load(candidate), options };
+    let rewritten = backend.load(candidate);
+    if let Ok(session) = &rewritten
+        && let Some(difference) = differ(original.interface(), session.interface())
+    {
+        return Ok(found.failed(difference));
+    }
+    let given = options.given.len();
+    let all_sizes = match given {
+        0 => assignments(original.interface(), &options.pins)?,
+        _ => vec![Sizes::new()],
+    };
+    let mut pair = Pair { original, rewritten, options };
     let mut sizes_run = 0;
     for sizes in all_sizes {
         if sizes_run == options.sizes.max(1) {
             break;
         }
-        let seeds = if sizes_run == 0 { options.seeds.max(1) as u64 } else { 1 };
-        for seed in (0..seeds).map(|i| options.seed.wrapping_add(i)) {
+        let (first, seeds) = match given {
+            0 if sizes_run == 0 => (options.seed, options.seeds.max(1)),
+            0 => (options.seed, 1),
+            given => (0, given),
+        };
+        for seed in (0..seeds as u64).map(|i| first.wrapping_add(i)) {
             let result = match pair.compare_outputs(&sizes, seed) {
                 Ok((run, result)) => {
                     found.runs.push(run);
                     result
                 }
+                Err(Stop::Refused(reason)) if given > 0 => return Ok(found.skipped(reason)),
                 Err(Stop::Refused(reason)) => {
                     found.refused.push((sizes.clone(), reason));
                     break;
                 }
                 Err(Stop::Failed(reason)) => return Ok(found.failed(reason)),
             };
-            let reason = (!result.passed()).then(|| describe("output elements", &result));
+            let reason = (!result.passed()).then(|| result.describe("output elements"));
             match &mut found.comparison {
                 Some(total) => total.merge(result),
                 none => *none = Some(result),
@@ -196,21 +215,25 @@ enum Stop {
 }
 
 impl Pair<'_> {
-    /// The same random inputs through both models, each on its own thread.
+    fn inputs(&self, sizes: &Sizes, seed: u64) -> Result<Vec<Named>, RuntimeError> {
+        match self.options.given.get(seed as usize) {
+            Some(given) => Ok(given.clone()),
+            None => random_inputs(self.original.interface(), sizes, &self.options.pins, seed),
+        }
+    }
+
+    /// The same inputs through both models, each on its own thread.
     fn run(&mut self, sizes: &Sizes, seed: u64) -> Result<(Outputs, Outputs), Stop> {
-        let inputs = random_inputs(self.original.interface(), sizes, &self.options.pins, seed)
-            .map_err(|e| Stop::Refused(e.to_string()))?;
+        let inputs = self.inputs(sizes, seed).map_err(|e| Stop::Refused(e.to_string()))?;
         let rewritten = self.rewritten.as_deref_mut().ok();
         let (expected, actual) = std::thread::scope(|scope| {
             let other = rewritten.map(|session| scope.spawn(|| session.run(&inputs)));
             (self.original.run(&inputs), other.and_then(|thread| thread.join().ok()))
         });
         let expected = expected.map_err(|e| Stop::Refused(e.to_string()))?;
-        match &self.rewritten {
-            Ok(session) => differ(self.original.interface(), session.interface()).map_or(Ok(()), Err),
-            Err(e) => Err(format!("the rewritten model does not load: {e}")),
+        if let Err(e) = &self.rewritten {
+            return Err(Stop::Failed(format!("the rewritten model does not load: {e}")));
         }
-        .map_err(Stop::Failed)?;
         match actual {
             Some(Ok(actual)) => Ok((expected, actual)),
             Some(Err(e)) => Err(Stop::Failed(format!("the rewritten model does not run: {e}"))),
@@ -251,7 +274,7 @@ impl Pair<'_> {
             inside.bit_identical &= result.bit_identical;
             inside.max_rel = inside.max_rel.max(result.max_rel);
             if !result.passed() {
-                return Some(describe("elements", &result));
+                return Some(result.describe("elements"));
             }
         }
         None
@@ -287,17 +310,8 @@ impl Validation {
     }
 }
 
-/// One sentence on values that differ.
-fn describe(what: &str, c: &Comparison) -> String {
-    let Some(worst) = &c.worst else { return format!("{what} differ") };
-    format!(
-        "{} of {} {what} differ; the worst is {}{:?}: {:e} instead of {:e}",
-        c.differing, c.elements, worst.output, worst.index, worst.candidate, worst.reference
-    )
-}
-
-/// How two interfaces differ in names, order, element types or ranks.
-fn differ(reference: &Interface, candidate: &Interface) -> Option<String> {
+/// How two interfaces differ in names, order, element types or ranks: a sentence, or `None` when they do not.
+pub fn differ(reference: &Interface, candidate: &Interface) -> Option<String> {
     let sides =
         [("input", &reference.inputs, &candidate.inputs), ("output", &reference.outputs, &candidate.outputs)];
     for (side, a, b) in sides {

@@ -16,7 +16,9 @@ use ort::AsPointer;
 use ort::memory::Allocator;
 
 use super::counting::{self, Peak};
-use super::{Ep, OnnxRuntime, OrtSession, SessionKind, Setup, device_memory, failed, found, run, values};
+use super::{
+    Ep, OnnxRuntime, OrtSession, SessionKind, Setup, device_memory, failed, found, nvml, run, values,
+};
 use crate::{ModelFile, Named, RuntimeError};
 
 /// Runs in one measurement. The second already shows what every later one needs; the third proves it.
@@ -35,6 +37,9 @@ pub struct Memory {
     pub steady: Peak,
     /// The arena of a session with the same settings, where it has one.
     pub arena: Option<Arena>,
+    /// On CUDA, everything that the process holds on the device after the runs, as the driver says, where it does:
+    /// the CUDA context and what its libraries keep included.
+    pub process_bytes: Option<u64>,
 }
 
 /// Statistics of an arena after the same number of runs, in bytes, weights included.
@@ -83,7 +88,7 @@ impl OnnxRuntime {
             SessionKind::Default => self.arena(model, inputs)?,
             SessionKind::Tuned => None,
         };
-        Ok(Memory { kept_bytes: counting::kept(&loading), first, steady, arena })
+        Ok(Memory { kept_bytes: counting::kept(&loading), first, steady, arena, process_bytes: None })
     }
 
     /// The arena of a session that nothing of ours is in.
@@ -123,7 +128,13 @@ impl OnnxRuntime {
         }
         let max_in_use = session.statistics(device)?.ok_or_else(no_statistics)?.max_in_use;
         let steady = peaks[RUNS - 1];
-        Ok(Memory { kept_bytes: kept, first: peaks[0], steady, arena: Some(Arena { max_in_use, held }) })
+        Ok(Memory {
+            kept_bytes: kept,
+            first: peaks[0],
+            steady,
+            arena: Some(Arena { max_in_use, held }),
+            process_bytes: nvml::process_bytes(device),
+        })
     }
 }
 

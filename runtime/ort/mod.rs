@@ -13,6 +13,7 @@ mod counting;
 mod discover;
 mod measure;
 mod nodes;
+mod nvml;
 mod settings;
 mod values;
 

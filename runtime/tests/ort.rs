@@ -9,7 +9,10 @@ use std::path::PathBuf;
 use dmopt_ir::{DType, Dim, Storage, Tensor, TensorType, text};
 use dmopt_runtime::inputs::{Rng, random_tensor};
 use dmopt_runtime::ort::{Ep, Memory, OnnxRuntime, SessionKind};
-use dmopt_runtime::{Backend, ModelFile, Named, RuntimeError, Session};
+use dmopt_runtime::{
+    Backend, ModelFile, Named, Options, RuntimeError, Session, Status, Tolerance, first_divergence, latency,
+    validate_with,
+};
 
 /// Bytes of one activation of the models here.
 const T: u64 = 64 * 64 * 4;
@@ -257,4 +260,62 @@ fn a_process_keeps_its_library() {
     let error = OnnxRuntime::load(&copy).unwrap_err();
     assert!(matches!(error, RuntimeError::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains(&runtime.path().display().to_string()), "{error}");
+}
+
+/// Three layers, each with an inner value `a1`, `a2`, `a3` between the layers' own.
+fn layers(scalars: [&str; 3]) -> String {
+    let [s1, s2, s3] = scalars;
+    format!(
+        "<ir_version: 8, opset_import: [\"\": 17]> g (float[64,64] x) => (float[64,64] y)
+         <float s1 = {{{s1}}}, float s2 = {{{s2}}}, float s3 = {{{s3}}}> {{
+           m1 = Mul(x, s1) a1 = Tanh(m1) m2 = Mul(a1, s2) a2 = Tanh(m2) m3 = Mul(a2, s3) y = Tanh(m3)
+         }}"
+    )
+}
+
+#[test]
+fn validation_runs_both_files_and_finds_a_wrong_scalar() {
+    let Some(runtime) = runtime() else { return };
+    let backend = runtime.backend(SessionKind::Default, Ep::Cpu);
+    let right = model(&layers(["0.5", "0.25", "0.75"]));
+    let options = Options { tolerance: Tolerance { abs: 0.0, rel: 1e-5 }, ..Options::default() };
+    let found = validate_with(&backend, &right, &right, &options).unwrap();
+    assert_eq!((found.status, found.bit_identical()), (Status::Passed, true), "{found:?}");
+    let wrong = model(&layers(["0.5", "0.2525", "0.75"]));
+    let found = validate_with(&backend, &right, &wrong, &options).unwrap();
+    assert_eq!(found.status, Status::Failed);
+    let given = vec![vec![("x".into(), Tensor::raw(DType::F32, vec![64, 64], vec![0; T as usize]))]];
+    let found = validate_with(&backend, &right, &wrong, &Options { given, ..options }).unwrap();
+    assert_eq!((found.status, found.runs.len()), (Status::Passed, 1), "zero times anything is the same");
+}
+
+#[test]
+fn the_first_value_that_differs_is_named() {
+    let Some(runtime) = runtime() else { return };
+    let backend = runtime.backend(SessionKind::Default, Ep::Cpu);
+    let exposed = |source: String| {
+        move |values: &[String]| {
+            let outputs: String = values.iter().map(|name| format!(", float[64,64] {name}")).collect();
+            Ok(model(&source.replace("float[64,64] y)", &format!("float[64,64] y{outputs})"))))
+        }
+    };
+    let right = exposed(layers(["0.5", "0.25", "0.75"]));
+    let wrong = exposed(layers(["0.5", "0.2525", "0.75"]));
+    let shared = ["m1", "a1", "m2", "a2", "m3"].map(String::from);
+    let tolerance = Tolerance { abs: 0.0, rel: 1e-5 };
+    let first = |candidate: &dmopt_runtime::Expose<'_>| {
+        first_divergence(&backend, &shared, &right, candidate, &inputs(), tolerance).unwrap()
+    };
+    assert_eq!(first(&wrong).unwrap().value, "m2");
+    assert_eq!(first(&right), None);
+}
+
+#[test]
+fn two_models_are_timed_in_turns() {
+    let Some(runtime) = runtime() else { return };
+    let load = |body: &str| runtime.session(&mixing(body, true), SessionKind::Default, Ep::Cpu).unwrap();
+    let (mut a, mut b) = (load(&sum()), load(&chain(false)));
+    let found = latency(&mut a, &mut b, &inputs(), 5).unwrap();
+    assert_eq!(found.runs, 5);
+    assert!(found.spread.0 <= found.ratio && found.ratio <= found.spread.1, "{found:?}");
 }
