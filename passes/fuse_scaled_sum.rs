@@ -354,7 +354,8 @@ fn accumulate(
     // The first constant addend goes into the bias of the first convolution that is read here alone.
     let mut bias_for = None;
     if let Some(at) = addends.iter().position(|f| f.parts.is_empty())
-        && let Some(i) = terms.iter().position(|t| into_conv(graph, t, Some(&addends[at].constant)).is_some())
+        && let Some(i) =
+            (0..terms.len()).find(|&i| into_conv(graph, terms, i, Some(&addends[at].constant)).is_some())
     {
         bias_for = Some((i, addends.remove(at).constant));
     }
@@ -368,7 +369,7 @@ fn accumulate(
         let term = &terms[i];
         let x = Expr::Value(term.x?);
         let bias = bias_for.as_ref().filter(|(at, _)| *at == i).map(|(_, bias)| bias);
-        let folded = if common.is_none() { into_conv(graph, term, bias) } else { None };
+        let folded = if common.is_none() { into_conv(graph, terms, i, bias) } else { None };
         let negative = folded.is_none() && subtracts(term);
         let product = match folded {
             Some(conv) => conv,
@@ -409,7 +410,7 @@ fn common_scale(graph: &Graph, terms: &[Term], addends: &[Factor]) -> Option<f64
         && scale.abs() != 1.0
         && addends.is_empty()
         && terms.iter().all(|t| t.factor.parts.is_empty() && t.factor.constant.as_scalar() == Some(scale))
-        && terms.iter().all(|t| into_conv(graph, t, None).is_none());
+        && (0..terms.len()).all(|i| into_conv(graph, terms, i, None).is_none());
     shared.then_some(scale)
 }
 
@@ -452,15 +453,15 @@ fn part_expr(part: &crate::linear::Computed, ty: &TensorType) -> Expr {
 
 /// `s * Conv(p, W, B) + c` as `Conv(p, s*W, s*B + c)`, for constants, where nothing else reads the Conv or its
 /// kernel. `None` where that is not so, or changes nothing.
-fn into_conv(graph: &Graph, term: &Term, bias: Option<&Array>) -> Option<Expr> {
-    let x = term.x?;
-    let scale = &term.factor;
+fn into_conv(graph: &Graph, terms: &[Term], at: usize, bias: Option<&Array>) -> Option<Expr> {
+    let (x, scale) = (terms[at].x?, &terms[at].factor);
     if !scale.parts.is_empty() || (scale.is_one() && bias.is_none()) || graph.readers(x) != 1 {
         return None;
     }
     let op = graph.producer(x)?;
     let conv = graph.op(op);
-    if !conv.is("Conv") {
+    // With a computed coefficient, one Conv can be two terms: it would have to exist twice.
+    if !conv.is("Conv") || terms.iter().filter(|t| t.x == Some(x)).count() > 1 {
         return None;
     }
     let w = conv.input(1)?;
@@ -678,6 +679,20 @@ mod tests {
         check_left(
             "f (float[2,4] x) => (float[2,4] z) <float a = {-2.0}, float b = {3.0}> {
                 r = Relu(x)  m = Mul(x, a)  n = Mul(r, b)  z = Add(m, n)
+             }",
+        );
+    }
+
+    #[test]
+    fn a_convolution_in_two_terms_is_not_doubled() {
+        check(
+            "f (float[1,2,3,3] p, float g) => (float[1,2,3,3] z)
+             <float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}, float a = {2.0}> {
+                c = Conv(p, w)  e = Mul(c, a)  f = Mul(e, g)  z = Add(e, f)
+             }",
+            "f (float[1,2,3,3] p, float g) => (float[1,2,3,3] z)
+             <float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}, float a = {2.0}, float b = {2.0}> {
+                c = Conv(p, w)  e = Mul(c, a)  h = Mul(g, b)  f = Mul(c, h)  z = Add(e, f)
              }",
         );
     }

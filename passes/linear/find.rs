@@ -352,12 +352,12 @@ impl<'g> Finder<'g> {
         let (x, s) = match (full(a), full(b)) {
             (true, false) => (a, b),
             (false, true) if op.op_type == "Mul" => (b, a),
-            // A tensor of one element scales another of one element: the constant is the coefficient.
+            // Of two tensors of one element, a constant one is the coefficient.
             (true, true) if is_single(ty.shape.as_ref()?) => {
-                if self.graph.constant(b).is_some() {
-                    (a, b)
-                } else {
-                    (b, a)
+                match (self.graph.constant(a).is_some(), self.graph.constant(b).is_some()) {
+                    (_, true) => (a, b),
+                    (true, false) => (b, a),
+                    _ => return None,
                 }
             }
             _ => return None,
