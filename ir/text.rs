@@ -468,9 +468,7 @@ Twice <by, plus = 1.0> (x) => (y)
             graph("f (x) => (y) <float k = {2}, float l = {3}> { p = Mul(x, k) q = Mul(p, l) y = Neg(q) }");
         assert_eq!(canonical(&a), canonical(&b));
         assert_ne!(canonical(&a), canonical(&other));
-        let expected = "f (x) => (y)
-<float %c1 = {3.0}, float %c2 = {2.0}>
-{
+        let expected = "f (x) => (y) <float %c1 = {3.0}, float %c2 = {2.0}> {
   %1 = Mul(x, %c1)
   %2 = Mul(%1, %c2)
   y = Neg(%2)

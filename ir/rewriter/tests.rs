@@ -62,28 +62,28 @@ fn a_new_result_takes_over_the_name_of_an_output() {
         let new = p.add_op(NewOp::new("Abs", [b.value("x").into()]));
         p.replace_uses(b.value("y"), new);
     });
-    assert_eq!(text, "f (float[2] x) => (float[2] y)\n{\n  y = Abs(x)\n}\n");
+    assert_eq!(text, "f (float[2] x) => (float[2] y) {\n  y = Abs(x)\n}\n");
 }
 
 #[test]
 fn an_existing_result_that_becomes_an_output_takes_its_name() {
     let mut bench = Bench::new("f (float[2] x) => (float[2] y) { a = Neg(x) b = Abs(a) y = Relu(a) }");
     let text = bench.apply(|b, p| p.replace_uses(b.value("y"), b.value("a")));
-    assert_eq!(text, "f (float[2] x) => (float[2] y)\n{\n  y = Neg(x)\n  b = Abs(y)\n}\n");
+    assert_eq!(text, "f (float[2] x) => (float[2] y) {\n  y = Neg(x)\n  b = Abs(y)\n}\n");
 }
 
 #[test]
 fn an_output_that_becomes_an_input_is_copied() {
     let mut bench = Bench::new("f (float[2] x) => (float[2] y) { y = Relu(x) }");
     let text = bench.apply(|b, p| p.replace_uses(b.value("y"), b.value("x")));
-    assert_eq!(text, "f (float[2] x) => (float[2] y)\n{\n  y = Identity(x)\n}\n");
+    assert_eq!(text, "f (float[2] x) => (float[2] y) {\n  y = Identity(x)\n}\n");
 }
 
 #[test]
 fn an_output_that_becomes_another_output_is_copied() {
     let mut bench = Bench::new("f (float[2] x) => (float[2] y, float[2] z) { y = Relu(x) z = Relu(x) }");
     let text = bench.apply(|b, p| p.replace_uses(b.value("z"), b.value("y")));
-    let expected = "f (float[2] x) => (float[2] y, float[2] z)\n{\n  y = Relu(x)\n  z = Identity(y)\n}\n";
+    let expected = "f (float[2] x) => (float[2] y, float[2] z) {\n  y = Relu(x)\n  z = Identity(y)\n}\n";
     assert_eq!(text, expected);
 }
 
@@ -95,7 +95,7 @@ fn an_output_that_becomes_a_constant_is_copied() {
         let one = p.constant("one", one);
         p.replace_uses(b.value("y"), one);
     });
-    let expected = "f (float[1] x) => (float[1] y)\n<float[1] one = {1.0}>\n{\n  y = Identity(one)\n}\n";
+    let expected = "f (float[1] x) => (float[1] y) <float[1] one = {1.0}> {\n  y = Identity(one)\n}\n";
     assert_eq!(text, expected);
 }
 
@@ -104,7 +104,7 @@ fn every_reader_is_redirected() {
     let mut bench =
         Bench::new("f (float[2] x) => (float[2] y) { a = Neg(x) b = Add(a, a) c = Mul(b, a) y = Relu(c) }");
     let text = bench.apply(|b, p| p.replace_uses(b.value("a"), b.value("x")));
-    let expected = "f (float[2] x) => (float[2] y)\n{\n  b = Add(x, x)\n  c = Mul(b, x)\n  y = Relu(c)\n}\n";
+    let expected = "f (float[2] x) => (float[2] y) {\n  b = Add(x, x)\n  c = Mul(b, x)\n  y = Relu(c)\n}\n";
     assert_eq!(text, expected);
 }
 
@@ -115,7 +115,7 @@ fn what_only_served_the_old_value_is_swept() {
         { k = Neg(x) a = Mul(k, w) b = Add(a, v) c = Add(x, v) y = Mul(b, c) }",
     );
     let text = bench.apply(|b, p| p.replace_uses(b.value("b"), b.value("x")));
-    let expected = "f (float[2] x) => (float[2] y, float[2] k)\n<float[2] v>\n{\n  k = Neg(x)\n  c = Add(x, v)\n  y = Mul(x, c)\n}\n";
+    let expected = "f (float[2] x) => (float[2] y, float[2] k) <float[2] v> {\n  k = Neg(x)\n  c = Add(x, v)\n  y = Mul(x, c)\n}\n";
     assert_eq!(text, expected);
 }
 
@@ -127,7 +127,7 @@ fn an_operator_with_a_result_that_is_read_is_not_swept() {
         p.replace_uses(b.value("a"), new);
     });
     let expected =
-        "f (float[4] x) => (y)\n{\n  Neg_out_1, b = Split<axis = 0>(x)\n  a = Neg(b)\n  y = Add(a, b)\n}\n";
+        "f (float[4] x) => (y) {\n  Neg_out_1, b = Split<axis = 0>(x)\n  a = Neg(b)\n  y = Add(a, b)\n}\n";
     assert_eq!(text.replace("Neg_out,", "Neg_out_1,"), expected);
 }
 
@@ -171,7 +171,7 @@ fn a_new_operator_may_read_what_it_replaces() {
         let new = p.add_op(NewOp::new("Exp", [b.value("a").into()]));
         p.replace_uses(b.value("a"), new);
     });
-    let expected = "f (float[2] x) => (float[2] y)\n{\n  Exp_out = Neg(x)\n  a = Exp(Exp_out)\n  b = Abs(a)\n  y = Add(a, b)\n}\n";
+    let expected = "f (float[2] x) => (float[2] y) {\n  Exp_out = Neg(x)\n  a = Exp(Exp_out)\n  b = Abs(a)\n  y = Add(a, b)\n}\n";
     assert_eq!(text, expected);
 }
 
@@ -184,7 +184,7 @@ fn replacements_of_one_patch_take_effect_one_after_the_other() {
         p.replace_uses(b.value("a"), b.value("b"));
         p.replace_uses(b.value("b"), b.value("c"));
     });
-    assert_eq!(text, "f (float[2] x) => (float[2] y)\n{\n  c = Exp(x)\n  d = Relu(c)\n  y = Add(d, c)\n}\n");
+    assert_eq!(text, "f (float[2] x) => (float[2] y) {\n  c = Exp(x)\n  d = Relu(c)\n  y = Add(d, c)\n}\n");
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn only_an_initializer_without_readers_is_dropped() {
         assert_eq!(refusal, Refusal::InUse(name.to_string()));
     }
     let text = bench.apply(|b, p| p.drop_initializer(b.value("v")));
-    assert_eq!(text, "f (float[2] x) => (y)\n<float[2] w>\n{\n  y = Add(x, w)\n}\n");
+    assert_eq!(text, "f (float[2] x) => (y) <float[2] w> {\n  y = Add(x, w)\n}\n");
 }
 
 #[test]

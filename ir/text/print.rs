@@ -127,7 +127,13 @@ impl<'g> Printer<'g> {
 
         let mut out = format!(" {} => {}", self.list('(', &inputs, ')'), self.list('(', &outputs, ')'));
         let margin = self.margin();
+        let short = self.style == Style::Example
+            && out.len() + declarations.iter().map(|d| d.len() + 2).sum::<usize>() <= WIDTH;
         match declarations.as_slice() {
+            [] if short => out.push(' '),
+            some if short => {
+                let _ = write!(out, " <{}> ", some.join(", "));
+            }
             [] if self.scopes.is_empty() => out.push('\n'),
             [] => out.push(' '),
             some => {
