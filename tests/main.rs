@@ -1,4 +1,7 @@
 //! Tests of the whole tool, in one binary.
 
+// What a test needs and does not find is a failure of the test, in its helper functions too.
+#![allow(clippy::unwrap_used)]
+
 mod cli;
 mod examples;
