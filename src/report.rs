@@ -131,6 +131,8 @@ pub struct Validation {
     pub tolerance: Option<Tolerance>,
     /// True when all outputs had the same bits; null when nothing was compared.
     pub bit_identical: Option<bool>,
+    /// How far values inside the models are apart; null when none was compared.
+    pub inside: Option<Inside>,
     /// Why it failed or was skipped.
     pub reason: Option<String>,
     /// The runs that were compared.
@@ -156,6 +158,17 @@ pub struct Tolerance {
     pub abs: f64,
     /// Relative to the elements or the scale of their tensor.
     pub rel: f64,
+}
+
+/// How far values inside the graph are apart that have the same name in both files.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Inside {
+    /// How many were compared.
+    pub values: usize,
+    /// True when all of them had the same bits.
+    pub bit_identical: bool,
+    /// Largest relative difference.
+    pub max_rel: f64,
 }
 
 /// One run of both files on the same inputs.
@@ -229,6 +242,7 @@ impl Validation {
                 max_rel: None,
                 tolerance: None,
                 bit_identical: None,
+                inside: None,
                 reason: Some("not asked for".to_string()),
                 runs: Vec::new(),
             };
@@ -245,6 +259,11 @@ impl Validation {
             max_rel: compared.map(|c| c.max_rel),
             tolerance: Some(Tolerance { abs: found.tolerance.abs, rel: found.tolerance.rel }),
             bit_identical: compared.map(|c| c.bit_identical),
+            inside: found.inside.map(|inside| Inside {
+                values: inside.values,
+                bit_identical: inside.bit_identical,
+                max_rel: inside.max_rel,
+            }),
             reason: found.reason.clone(),
             runs: found.runs.iter().map(|run| Run { seed: run.seed, sizes: run.sizes.clone() }).collect(),
         }

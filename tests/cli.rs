@@ -460,10 +460,11 @@ mod validated {
     use dmopt::runtime::{self, Tolerance};
     use dmopt::{Source, Target, Verdict};
 
-    /// `y = (2^30 x + x) - 2^30 x`, which is `x`, except that float32 loses the `x` in the middle.
+    /// `y = (2^30 x + z) - 2^30 x`, which is `z`, except that float32 loses the `z` in the middle.
     const CANCELLING: &str = "<ir_version: 10, opset_import: [\"\": 21]>
-        g (float[4,64] x) => (float[4,64] y) <float big = {1073741824.0}> {
-            m = Mul(x, big) s = Add(m, x) y = Sub(s, m)
+        g (float[4,64] x, float[4,64] z) => (float[4,64] y)
+        <float big = {1073741824.0}, float opposite = {-1073741824.0}> {
+            m = Mul(x, big) s = Add(m, z) n = Mul(x, opposite) y = Add(s, n)
         }";
 
     #[test]
@@ -502,11 +503,9 @@ mod validated {
     fn the_documented_report_is_a_real_one() {
         let desk = Desk::with(EXPORT);
         desk.run("optimize m.onnx --report r.json").succeeds();
-        let mut real: serde_json::Value =
-            serde_json::from_slice(&fs::read(desk.path("r.json")).unwrap()).unwrap();
-        for list in ["mixing_sites", "passes"] {
-            real[list].as_array_mut().unwrap().truncate(2);
-        }
+        let mut real = desk.report("r.json");
+        real.passes.truncate(2);
+        real.mixing_sites.truncate(2);
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/report.md");
         let text = fs::read_to_string(&path).unwrap();
         let (head, rest) = text.split_once("```json\n").unwrap();
@@ -517,7 +516,7 @@ mod validated {
             return;
         }
         let example: serde_json::Value = serde_json::from_str(example).unwrap();
-        assert_eq!(shape(&example), shape(&real));
+        assert_eq!(shape(&example), shape(&serde_json::to_value(&real).unwrap()));
         serde_json::from_value::<Report>(example).unwrap();
     }
 

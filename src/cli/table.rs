@@ -74,9 +74,8 @@ fn verdict(found: &Validation) -> String {
         (Some(abs), Some(rel), Some(allowed)) => {
             let runs = plural(found.runs.len(), "run");
             let bits = if found.bit_identical == Some(true) { "bit-identical, " } else { "" };
-            let allowed =
-                if allowed.rel == 0.0 { "none".to_string() } else { format!("{:.2e} rel", allowed.rel) };
-            format!("{bits}max abs {abs:.2e}, max rel {rel:.2e}, tolerance {allowed}, {runs}")
+            let [abs, rel, allowed] = [abs, rel, allowed.rel].map(scientific);
+            format!("{bits}max abs {abs}, max rel {rel} (tolerance {allowed}), {runs}")
         }
         _ => "nothing was compared".to_string(),
     };
@@ -85,6 +84,10 @@ fn verdict(found: &Validation) -> String {
         ValidationStatus::Failed => format!("{BAD}failed{BAD:#} by {runtime}: {reason} ({})", figures()),
         ValidationStatus::Skipped => format!("{DOUBT}skipped{DOUBT:#}: {reason}"),
     }
+}
+
+fn scientific(x: f64) -> String {
+    if x == 0.0 { "0".to_string() } else { format!("{x:.2e}") }
 }
 
 fn passes(text: &mut String, report: &Report) {

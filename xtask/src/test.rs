@@ -37,7 +37,7 @@ pub fn run() -> anyhow::Result<()> {
         ("DMOPT_BACKEND_MODELS", models.into()),
         ("DMOPT_ORT_LIB", library.into()),
     ];
-    let mut cargo =
+    let cargo =
         |arguments: &[&str]| call(Command::new(env!("CARGO")).args(arguments).envs(environment.clone()));
     if has_nextest() {
         step("tests", &mut || cargo(&["nextest", "run", "--workspace"]))?;
