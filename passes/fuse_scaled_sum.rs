@@ -696,4 +696,16 @@ mod tests {
              }",
         );
     }
+
+    #[test]
+    fn a_sum_of_very_many_terms_is_refused() {
+        let terms: Vec<String> = (0..600).map(|i| format!("x{i}")).collect();
+        let inputs: Vec<String> = terms.iter().map(|x| format!("float[2] {x}")).collect();
+        let outcome = check_left(&format!(
+            "f ({}) => (float[2] z) {{ z = Sum({}) }}",
+            inputs.join(", "),
+            terms.join(", ")
+        ));
+        assert_eq!(outcome.passes[0].refused[0].reason, "more than 512 terms");
+    }
 }

@@ -196,6 +196,9 @@ pub struct Finder<'g> {
 /// Sums nested deeper than this are read in parts, so that a hostile file cannot exhaust the stack.
 const MAX_DEPTH: usize = 200;
 
+/// Combinations with more terms than this are left alone: what is written for them is nested as deep.
+const MAX_TERMS: usize = 512;
+
 /// Constants with more elements than this are not read as coefficients.
 const MAX_COEFFICIENT: u64 = 1 << 20;
 
@@ -214,6 +217,10 @@ impl<'g> Finder<'g> {
     /// linear, or not certain to be.
     pub fn combination(&self, value: ValueId) -> Option<Combination> {
         let mut all = self.linear(value, 0)?;
+        if all.terms.len() > MAX_TERMS {
+            self.refuse(self.graph.producer(value)?, format!("more than {MAX_TERMS} terms"));
+            return None;
+        }
         all.merge();
         // A partial sum that is read several times, but within this combination alone, need not exist either:
         // a + w * (b - a) reads a twice.
