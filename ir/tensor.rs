@@ -190,6 +190,17 @@ impl Tensor {
         }
     }
 
+    /// The smallest magnitude that a floating-point type has with all its digits; `None` for other types.
+    pub fn smallest_normal(dtype: DType) -> Option<f64> {
+        match dtype {
+            DType::F64 => Some(f64::MIN_POSITIVE),
+            DType::F32 => Some(f32::MIN_POSITIVE.into()),
+            DType::F16 => Some(f16::MIN_POSITIVE.to_f64()),
+            DType::BF16 => Some(bf16::MIN_POSITIVE.to_f64()),
+            _ => None,
+        }
+    }
+
     fn checked(self) -> Result<Tensor, TensorError> {
         self.bytes()?;
         Ok(self)

@@ -135,10 +135,9 @@ impl Folder {
         Ok(mapped)
     }
 
-    /// Makes the file at `location` reachable from the folder `other` under the same location: a hard link where
-    /// the file system allows it, else a copy. A hard link is the same file: changing it in place (which nothing
-    /// here does) would change both. A file with the same content that is there already is left alone, and nothing is
-    /// looked at when `other` is this folder.
+    /// Copies the file at `location` to the folder `other` under the same location. Not a hard link: changing one
+    /// would change the other, and ONNX's own loader refuses files that have several links. A file with the same
+    /// content that is there already is left alone, and nothing is looked at when `other` is this folder.
     ///
     /// # Errors
     /// The location is refused, the file is missing, a different one is in the way, or it cannot be written.
@@ -164,9 +163,6 @@ impl Folder {
         }
         let folder = parent(&target);
         fs::create_dir_all(&folder).map_err(failed)?;
-        if fs::hard_link(&source, &target).is_ok() {
-            return Ok(Brought::Linked);
-        }
         let mut copy = write::unnamed(&folder).map_err(failed)?;
         io::copy(&mut File::open(&source).map_err(failed)?, &mut copy).map_err(failed)?;
         copy.as_file().sync_all().map_err(failed)?;
@@ -188,8 +184,6 @@ impl dmopt_ir::LoadExternal for Folder {
 pub enum Brought {
     /// It was there already.
     Present,
-    /// As a hard link.
-    Linked,
     /// As a copy.
     Copied,
 }

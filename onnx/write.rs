@@ -46,8 +46,8 @@ pub struct Written {
 /// Writes a model to a file; an existing one is replaced as a whole, at the end.
 ///
 /// A model above the limit gets its weights (initializers of 1 KiB and more) moved to one file `<path>.data` next to
-/// it, which is in place before the model refers to it. External files that the model refers to already are linked
-/// or copied next to the output ([`Folder::bring`]).
+/// it, which is in place before the model refers to it. External files that the model refers to already are
+/// copied next to the output ([`Folder::bring`]).
 ///
 /// # Errors
 /// The file or those that it needs cannot be written, or the model is above the limit even without weights. A file

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use dmopt_ir::{
-    Boundary, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, Violation, infer,
+    Boundary, Def, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, Violation, infer,
     verify_model,
 };
 
@@ -259,6 +259,11 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         }
     }
     outcome.out_of_fuel = fuel == Some(0);
+    // Up to version 3 of the format, every initializer is an input too; what passes add is none.
+    let is_new = |v| matches!(model.graph.value(v).def, Def::Initializer(_));
+    if outcome.safety.is_some() && model.ir_version < 4 && model.graph.values().any(is_new) {
+        model.ir_version = 4;
+    }
     for pass in passes {
         let log = logs.remove(pass.name()).unwrap_or_default();
         outcome.sites.extend(log.sites.iter().cloned());

@@ -114,15 +114,17 @@ impl Expr {
             }
             Expr::Rows { of, by } => {
                 let tensor = graph.constant(*of)?;
+                let smallest = Tensor::smallest_normal(tensor.dtype)?;
                 let (row, largest) =
                     (tensor.elements()? as usize / by.len().max(1), Tensor::largest(tensor.dtype)?);
-                let overflow = std::cell::Cell::new(false);
+                let unfit = std::cell::Cell::new(false);
                 let scaled = tensor.map_f64(|i, v| {
                     let scaled = v * by[i / row];
-                    overflow.set(overflow.get() || (v.is_finite() && scaled.abs() > largest));
+                    let lost = scaled.abs() < smallest && v.abs() >= smallest && by[i / row] != 0.0;
+                    unfit.set(unfit.get() || (v.is_finite() && (lost || scaled.abs() > largest)));
                     scaled
                 });
-                let scaled = scaled.ok().filter(|_| !overflow.get())?;
+                let scaled = scaled.ok().filter(|_| !unfit.get())?;
                 patch.constant(&format!("{}_scaled", graph.value(*of).name), scaled)
             }
             Expr::Op { op_type, axis, args } => {

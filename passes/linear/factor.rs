@@ -81,12 +81,15 @@ impl Array {
         (sum.data.len() <= self.data.len().max(other.data.len())).then_some(sum)
     }
 
-    /// The constant as a tensor of this type; `None` when a finite element does not fit the type.
+    /// The constant as a tensor of this type; `None` when an element is too large for the type, or so small that the
+    /// type would drop digits of it.
     pub fn tensor(&self, dtype: DType) -> Option<Tensor> {
         let tensor = Tensor::from_f64(dtype, self.dims.clone(), &self.data).ok()?;
         let stored = tensor.to_f64().ok()?;
-        let fits = self.data.iter().zip(&stored).all(|(a, b)| !a.is_finite() || b.is_finite());
-        fits.then_some(tensor)
+        let smallest = Tensor::smallest_normal(dtype)?;
+        let fits =
+            |(&a, &b): (&f64, &f64)| !a.is_finite() || (b.is_finite() && (a == b || a.abs() >= smallest));
+        self.data.iter().zip(&stored).all(fits).then_some(tensor)
     }
 
     /// One value for each of `channels` channels, when the array varies along the channel axis alone of a tensor
@@ -226,5 +229,13 @@ mod tests {
     fn a_constant_that_overflows_its_type_has_no_tensor() {
         assert!(Array::scalar(1e5).tensor(DType::F16).is_none());
         assert!(Array::scalar(f64::INFINITY).tensor(DType::F16).is_some());
+    }
+
+    #[test]
+    fn a_constant_that_loses_digits_in_its_type_has_no_tensor() {
+        assert!(Array::scalar(1e-8).tensor(DType::F16).is_none());
+        assert!(Array::scalar(1e-46).tensor(DType::F32).is_none());
+        // A value that the type holds exactly is what the file said.
+        assert!(Array::scalar(2f64.powi(-24)).tensor(DType::F16).is_some());
     }
 }

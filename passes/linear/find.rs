@@ -225,14 +225,12 @@ impl<'g> Finder<'g> {
         // A partial sum that is read several times, but within this combination alone, need not exist either:
         // a + w * (b - a) reads a twice.
         while let Some((x, inner)) = all.terms.iter().find_map(|t| self.within(t.x?, &all)) {
-            let (shared, rest): (Vec<Term>, Vec<Term>) =
-                all.terms.iter().cloned().partition(|t| t.x == Some(x));
-            let Some(scaled) = shared.iter().map(|t| inner.times(&t.factor)).collect::<Option<Vec<_>>>()
-            else {
+            let Some(at) = all.terms.iter().position(|t| t.x == Some(x)) else { break };
+            let Some(scaled) = inner.times(&all.terms[at].factor) else { break };
+            if all.terms.len() + scaled.terms.len() > MAX_TERMS {
                 break;
-            };
-            all.terms = rest;
-            all.terms.extend(scaled.into_iter().flat_map(|inner| inner.terms));
+            }
+            all.terms.splice(at..=at, scaled.terms);
             all.ops.extend(&inner.ops);
             all.form = all.form.max(inner.form);
             all.merge();
@@ -240,11 +238,13 @@ impl<'g> Finder<'g> {
         Some(all)
     }
 
-    /// The combination behind a term that only operators of `all` read.
+    /// The combination behind a term that only operators of `all` read, if it is one term: with two computed
+    /// coefficients, looking through would double what is behind it.
     fn within(&self, x: ValueId, all: &Combination) -> Option<(ValueId, Combination)> {
         let inside = self.graph.readers(x) > 1
             && !self.graph.is_output(x)
-            && self.graph.uses(x).all(|at| all.ops.contains(&at.op));
+            && self.graph.uses(x).all(|at| all.ops.contains(&at.op))
+            && all.terms.iter().filter(|t| t.x == Some(x)).count() == 1;
         let inner = inside.then(|| self.linear(x, 1)).flatten()?;
         inner.ty.same_shape(&all.ty).then_some((x, inner))
     }
@@ -284,7 +284,9 @@ impl<'g> Finder<'g> {
     fn linear(&self, value: ValueId, depth: usize) -> Option<Combination> {
         let id = self.graph.producer(value)?;
         let op = self.graph.op(id);
-        if !op.is_standard() || op.output(0) != Some(value) || op.results().count() != 1 {
+        // Before version 7, attributes said how operands broadcast.
+        let broadcasts = op.is_standard() && self.graph.opset("") >= 7;
+        if !broadcasts || op.output(0) != Some(value) || op.results().count() != 1 {
             return None;
         }
         let known = self.graph.tensor_type(value).filter(|t| t.shape.is_some());

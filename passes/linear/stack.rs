@@ -108,8 +108,8 @@ impl Finder<'_> {
         let inner_a = if transposed("transA") { rank_a.checked_sub(2)? } else { rank_a.checked_sub(1)? };
         let inner_b = match rank_b {
             1 => 0,
-            _ if transposed("transB") => rank_b - 1,
-            _ => rank_b - 2,
+            _ if transposed("transB") => rank_b.checked_sub(1)?,
+            _ => rank_b.checked_sub(2)?,
         };
         let is_vector = |ty: &TensorType, inner: usize| {
             let shape = ty.shape.as_ref();

@@ -131,7 +131,7 @@ fn one_line(text: &str) -> String {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let cause = match error.downcast_ref::<dmopt::Error>() {
-        Some(dmopt::Error::Onnx(dmopt::onnx::Error::Io { cause, .. })) => Some(cause),
+        // A model that was cut off is no result.
         Some(_) => None,
         None => error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()),
     };

@@ -1,6 +1,6 @@
 //! `dmopt optimize`.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -114,10 +114,9 @@ impl Optimize {
             Ok(done) => Some(&done.report),
             Err(error) => error.report(),
         };
-        if let Some(report) = report {
-            self.tell(report, &output)?;
-        }
+        let told = report.map_or(Ok(()), |report| self.tell(report, &output));
         let done = done?;
+        told?;
         if self.print {
             let text = text::print_model_as(&done.model, text::Style::Display);
             stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
@@ -141,6 +140,18 @@ impl Optimize {
         };
         anyhow::ensure!(!same(&self.input), "{}: the report would overwrite the input", report.display());
         anyhow::ensure!(!same(output), "{}: the report would overwrite the output", report.display());
+        // Weights and models are never JSON.
+        if let Ok(mut old) = std::fs::File::open(report) {
+            let mut first = [0];
+            let json = old.read(&mut first).is_ok_and(|read| read == 0 || first == *b"{");
+            anyhow::ensure!(
+                json,
+                "{}: the report would overwrite a file that is no report",
+                report.display()
+            );
+        }
+        let folder = report.parent().filter(|f| *f != Path::new("")).unwrap_or(Path::new("."));
+        anyhow::ensure!(folder.is_dir(), "{}: there is no folder for the report", report.display());
         Ok(())
     }
 

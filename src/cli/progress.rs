@@ -28,7 +28,7 @@ impl Progress {
             Progress::Silent
         } else if stderr().is_terminal() {
             let bar = ProgressBar::new(dmopt::passes::PIPELINE.len() as u64);
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {wide_bar} {elapsed}") {
+            if let Ok(style) = ProgressStyle::with_template("{bar:20} {msg} {elapsed}") {
                 bar.set_style(style);
             }
             bar.enable_steady_tick(std::time::Duration::from_millis(100));
