@@ -6,3 +6,4 @@
 mod cli;
 mod examples;
 mod exports;
+mod forms;

@@ -1,0 +1,297 @@
+//! Every form of the mixing: each site is found and rewritten, nothing of the form stays, and the outputs are those
+//! of the model as it was.
+
+use std::fmt::Write;
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use dmopt_fixtures::{Biases, Exporter, FORMS, Form, KINDS, Kind, Network, SPREADS, Scalars, Source, Spread};
+use dmopt_ir::{Model, Safety, verify_model};
+use dmopt_onnx::schema::DataType;
+use dmopt_onnx::{ExportOptions, Folder};
+use dmopt_passes::{Options, Outcome, Site};
+use dmopt_runtime::{ModelFile, Status, Tolerance};
+
+/// The network that the tests change.
+fn small() -> Network {
+    Network { width: 2, widest: Some(4), size: (32, 32), ..Network::default() }
+}
+
+fn import(file: &str, bytes: Bytes) -> Model {
+    dmopt_onnx::parse(file, bytes, Folder::new(".")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn export(model: &Model) -> Bytes {
+    let proto =
+        dmopt_onnx::export(model, &ExportOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    dmopt_onnx::encode(&proto).concat().into()
+}
+
+fn run(model: &mut Model, options: &Options<'_>) -> Outcome {
+    dmopt_passes::run(model, options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn rewrites(outcome: &Outcome) -> u64 {
+    outcome.passes.iter().map(|pass| pass.rewrites).sum()
+}
+
+fn count(model: &Model, op_type: &str) -> usize {
+    model.graph.ops().filter(|&op| model.graph.op(op).is(op_type)).count()
+}
+
+/// Operators that only a form puts there, and how many of them stay in any case.
+fn leftovers(network: &Network, model: &Model) -> Vec<String> {
+    let sites = network.sites();
+    let gates = match network.source {
+        Source::Computed if network.spread == Spread::Sample => true,
+        _ => network.form == Form::F11Sample,
+    };
+    let attends = network.form == Form::F11Attention;
+    let unsqueezes = if network.exporter == Exporter::TorchScript { 2 } else { 1 };
+    let allowed = |op_type: &str| match op_type {
+        "Unsqueeze" if gates => unsqueezes * sites * network.streams,
+        "Concat" if attends => sites,
+        // Kernels that are no scaled identities.
+        "Concat" if network.kind.has_kernels() && network.form == Form::F6 => sites,
+        _ => 0,
+    };
+    let of_forms =
+        ["Concat", "Unsqueeze", "ReduceSum", "Einsum", "MatMul", "Flatten", "Sum", "Mean", "Where"];
+    let found = |op_type: &&str| {
+        let flatten = usize::from(*op_type == "Flatten" && network.exporter == Exporter::TorchScript);
+        let (count, allowed) = (count(model, op_type), allowed(op_type) + flatten);
+        (count > allowed).then(|| format!("{count} {op_type} stay, {allowed} expected"))
+    };
+    of_forms.iter().filter_map(found).collect()
+}
+
+/// How many mixing sites a network has as far as its file shows.
+fn expected_sites(network: &Network) -> RangeInclusive<usize> {
+    let all = network.sites();
+    // The first site adds nothing up where there is one stream, one joint kernel for all streams, or two products that
+    // come out of a rounding.
+    let joint = network.kind.has_kernels() && network.form == Form::F6;
+    let rounded = network.form == Form::F12Narrow && network.streams == 2;
+    if network.streams == 1 || joint || rounded { all - 1..=all } else { all..=all }
+}
+
+/// What is wrong with the optimized form of a network; empty when all is well.
+fn faults(network: &Network) -> String {
+    let mut faults = String::new();
+    let mut fault = |what: String| _ = writeln!(faults, "  {what}");
+    let name = network.name();
+    let before = Bytes::from(network.bytes());
+    let mut model = import(&name, before.clone());
+    let interface = |model: &Model| {
+        let graph = &model.graph;
+        let named = |ids: &[_]| ids.iter().map(|&v| graph.value(v).name.clone()).collect::<Vec<_>>();
+        (named(graph.inputs()), named(graph.outputs()))
+    };
+    let ports = interface(&model);
+    let outcome = run(&mut model, &Options::default());
+
+    let (sites, expected) = (outcome.sites.len(), expected_sites(network));
+    if !expected.contains(&sites) {
+        fault(format!("{sites} sites found, {expected:?} expected"));
+    }
+    // A chain may stand as it should already.
+    let fine = |site: &&Site| site.rewritten || (site.form == "chain" && site.reason.is_none());
+    let left: Vec<_> = outcome.sites.iter().filter(|site| !fine(site)).collect();
+    if let Some(site) = left.first() {
+        let (output, form, reason) = (&site.output, site.form, site.reason.as_deref().unwrap_or("no reason"));
+        fault(format!("{} sites not rewritten, such as {output} ({form}): {reason}", left.len()));
+    }
+    leftovers(network, &model).into_iter().for_each(&mut fault);
+    if interface(&model) != ports {
+        fault("inputs or outputs have other names".to_string());
+    }
+    if let Some(violation) = verify_model(&model).first() {
+        fault(format!("not sound: {violation}"));
+    }
+
+    let after = export(&model);
+    let mut again = import(&name, after.clone());
+    let second = run(&mut again, &Options::default());
+    if rewrites(&second) > 0 {
+        let busy = second.passes.iter().filter(|pass| pass.rewrites > 0);
+        let busy: Vec<_> = busy.map(|pass| format!("{} {}", pass.rewrites, pass.name)).collect();
+        fault(format!("a second run rewrites: {}", busy.join(", ")));
+    }
+    if let Err(reason) = same_outputs(network, &outcome, before, after) {
+        fault(reason);
+    }
+    faults
+}
+
+/// Both files computed by the embedded runtime.
+fn same_outputs(network: &Network, outcome: &Outcome, before: Bytes, after: Bytes) -> Result<(), String> {
+    let file = |bytes| ModelFile { bytes, folder: None };
+    let class = outcome.safety.unwrap_or(Safety::Exact);
+    let Some(dtype) = dmopt_ir::DType::from_code(network.dtype.into()) else { return Ok(()) };
+    let tolerance = Tolerance::for_class(class, dtype, network.sites());
+    let options = dmopt_runtime::Options { seeds: 1, sizes: 2, tolerance, ..Default::default() };
+    let validation =
+        dmopt_runtime::validate(&file(before), &file(after), &options).map_err(|e| e.to_string())?;
+    let reason = validation.reason.unwrap_or_default();
+    match validation.status {
+        Status::Passed => Ok(()),
+        Status::Failed => Err(format!("outputs differ: {reason}")),
+        Status::Skipped => {
+            eprintln!("{}: outputs not compared: {reason}", network.name());
+            Ok(())
+        }
+    }
+}
+
+fn check(networks: impl IntoIterator<Item = Network>) {
+    let mut failures = String::new();
+    let mut failed = 0;
+    for network in networks {
+        let faults = faults(&network);
+        if !faults.is_empty() {
+            failed += 1;
+            failures += &format!("{}\n{faults}", network.name());
+        }
+    }
+    assert!(failures.is_empty(), "{failed} networks:\n{failures}");
+}
+
+fn forms(change: impl Fn(usize, Form) -> Network) -> Vec<Network> {
+    FORMS.iter().enumerate().map(|(i, &form)| change(i, form)).collect()
+}
+
+fn exporter(i: usize) -> Exporter {
+    Exporter::ALL[i % 2]
+}
+
+#[test]
+fn two_streams_as_torchscript_exports_them() {
+    check(forms(|_, form| Network { form, ..small() }));
+}
+
+#[test]
+fn two_streams_as_dynamo_exports_them() {
+    check(forms(|_, form| Network { form, exporter: Exporter::Dynamo, ..small() }));
+}
+
+#[test]
+fn four_streams_as_torchscript_exports_them() {
+    check(forms(|_, form| Network { form, streams: 4, ..small() }));
+}
+
+#[test]
+fn four_streams_as_dynamo_exports_them() {
+    check(forms(|_, form| Network { form, streams: 4, exporter: Exporter::Dynamo, ..small() }));
+}
+
+#[test]
+fn one_stream_and_sixteen() {
+    check(forms(|i, form| Network { form, streams: 1, exporter: exporter(i), ..small() }));
+    check(forms(|i, form| Network { form, streams: 16, exporter: exporter(i + 1), ..small() }));
+}
+
+#[test]
+fn operands_the_other_way_round() {
+    check(forms(|i, form| Network { form, flip: true, exporter: exporter(i), ..small() }));
+}
+
+#[test]
+fn every_network() {
+    let others = KINDS.iter().filter(|&&kind| kind != Kind::DirectMixingConv);
+    let networks =
+        others.flat_map(|&kind| forms(|i, form| Network { kind, form, exporter: exporter(i), ..small() }));
+    check(networks.filter(|network| network.kind.takes(network.form)));
+}
+
+#[test]
+fn deeper_networks() {
+    for depth in [34, 50] {
+        check(KINDS.iter().map(|&kind| Network { kind, depth, form: Form::F3, ..small() }));
+    }
+}
+
+#[test]
+fn scalars_that_are_zero_one_or_negative() {
+    let all = [Scalars::Zeros, Scalars::Negative, Scalars::Ones, Scalars::Initial, Scalars::Convex];
+    for (at, scalars) in all.into_iter().enumerate() {
+        check(forms(|i, form| Network { form, scalars, streams: 3, exporter: exporter(i + at), ..small() }));
+    }
+}
+
+#[test]
+fn a_symbolic_batch() {
+    for &exporter in Exporter::ALL {
+        check(forms(|_, form| Network { form, batch: None, exporter, ..small() }));
+    }
+}
+
+#[test]
+fn half_precision() {
+    check(forms(|i, form| Network { form, dtype: DataType::Float16, exporter: exporter(i), ..small() }));
+}
+
+#[test]
+fn three_streams_a_zero_scalar_and_a_symbolic_batch_in_half_precision() {
+    let dtype = DataType::Float16;
+    let scalars = Scalars::Zeros;
+    check(forms(|i, form| Network {
+        form,
+        streams: 3,
+        scalars,
+        batch: None,
+        dtype,
+        exporter: exporter(i),
+        ..small()
+    }));
+}
+
+#[test]
+fn double_precision_and_bfloat16() {
+    check(forms(|i, form| Network { form, dtype: DataType::Double, exporter: exporter(i), ..small() }));
+    let networks =
+        forms(|i, form| Network { form, dtype: DataType::Bfloat16, exporter: exporter(i), ..small() });
+    check(networks.into_iter().filter(|network| !network.form.uses_einsum()));
+}
+
+#[test]
+fn coefficients_of_every_shape() {
+    for (at, &spread) in SPREADS.iter().enumerate() {
+        for source in [Source::Constant, Source::Computed] {
+            let networks =
+                forms(|i, form| Network { form, spread, source, exporter: exporter(i + at), ..small() });
+            check(networks.into_iter().filter(|network| network.form.takes_coefficients()));
+        }
+    }
+}
+
+#[test]
+fn biases_on_the_streams_or_none_at_all() {
+    for biases in [Biases::None, Biases::Both] {
+        check(forms(|i, form| Network { form, biases, exporter: exporter(i), ..small() }));
+    }
+}
+
+#[test]
+fn old_and_new_operator_sets() {
+    for opset in [12, 13, 17, 18, 23] {
+        check([Form::F3, Form::F10, Form::F7Bmm, Form::F8].map(|form| Network {
+            form,
+            opset: Some(opset),
+            ..small()
+        }));
+    }
+}
+
+/// The forms themselves agree: what the rewritten file is compared with is right.
+#[test]
+fn every_form_computes_the_same() {
+    let reference = Network { form: Form::F1, ..small() };
+    let same =
+        |form: &&Form| !form.is_gated() && !matches!(form, Form::F1 | Form::F11Channel | Form::F12Narrow);
+    for &form in FORMS.iter().filter(same) {
+        let network = Network { form, ..small() };
+        let outcome = Outcome { safety: Some(Safety::Approximates), ..Outcome::default() };
+        let result = same_outputs(&network, &outcome, reference.bytes().into(), network.bytes().into());
+        assert_eq!(result, Ok(()), "{}", form.name());
+    }
+}
