@@ -7,3 +7,4 @@ mod cli;
 mod examples;
 mod exports;
 mod forms;
+mod properties;
