@@ -185,100 +185,103 @@ fn four_streams_as_dynamo_exports_them() {
 }
 
 #[test]
-fn one_stream_and_sixteen() {
-    check(forms(|i, form| Network { form, streams: 1, exporter: exporter(i), ..small() }));
-    check(forms(|i, form| Network { form, streams: 16, exporter: exporter(i + 1), ..small() }));
-}
-
-#[test]
-fn operands_the_other_way_round() {
-    check(forms(|i, form| Network { form, flip: true, exporter: exporter(i), ..small() }));
-}
-
-#[test]
-fn every_network() {
-    let others = KINDS.iter().filter(|&&kind| kind != Kind::DirectMixingConv);
-    let networks =
-        others.flat_map(|&kind| forms(|i, form| Network { kind, form, exporter: exporter(i), ..small() }));
-    check(networks.filter(|network| network.kind.takes(network.form)));
-}
-
-#[test]
-fn deeper_networks() {
-    for depth in [34, 50] {
-        check(KINDS.iter().map(|&kind| Network { kind, depth, form: Form::F3, ..small() }));
-    }
-}
-
-#[test]
-fn scalars_that_are_zero_one_or_negative() {
-    let all = [Scalars::Zeros, Scalars::Negative, Scalars::Ones, Scalars::Initial, Scalars::Convex];
-    for (at, scalars) in all.into_iter().enumerate() {
-        check(forms(|i, form| Network { form, scalars, streams: 3, exporter: exporter(i + at), ..small() }));
-    }
-}
-
-#[test]
-fn a_symbolic_batch() {
-    for &exporter in Exporter::ALL {
-        check(forms(|_, form| Network { form, batch: None, exporter, ..small() }));
-    }
-}
-
-#[test]
-fn half_precision() {
-    check(forms(|i, form| Network { form, dtype: DataType::Float16, exporter: exporter(i), ..small() }));
-}
-
-#[test]
 fn three_streams_a_zero_scalar_and_a_symbolic_batch_in_half_precision() {
-    let dtype = DataType::Float16;
-    let scalars = Scalars::Zeros;
     check(forms(|i, form| Network {
         form,
         streams: 3,
-        scalars,
+        scalars: Scalars::Zeros,
         batch: None,
-        dtype,
+        dtype: DataType::Float16,
         exporter: exporter(i),
         ..small()
     }));
 }
 
 #[test]
-fn double_precision_and_bfloat16() {
-    check(forms(|i, form| Network { form, dtype: DataType::Double, exporter: exporter(i), ..small() }));
-    let networks =
-        forms(|i, form| Network { form, dtype: DataType::Bfloat16, exporter: exporter(i), ..small() });
-    check(networks.into_iter().filter(|network| !network.form.uses_einsum()));
+fn negative_scalars_a_symbolic_batch_and_operands_the_other_way_round() {
+    check(forms(|i, form| Network {
+        form,
+        streams: 3,
+        scalars: Scalars::Negative,
+        batch: None,
+        flip: true,
+        exporter: exporter(i + 1),
+        ..small()
+    }));
 }
 
 #[test]
-fn coefficients_of_every_shape() {
-    for (at, &spread) in SPREADS.iter().enumerate() {
-        for source in [Source::Constant, Source::Computed] {
-            let networks =
-                forms(|i, form| Network { form, spread, source, exporter: exporter(i + at), ..small() });
-            check(networks.into_iter().filter(|network| network.form.takes_coefficients()));
-        }
+fn scalars_of_one_or_within_one_and_biases_on_every_stream() {
+    let scalars = [Scalars::Ones, Scalars::Initial, Scalars::Convex];
+    check(forms(|i, form| Network {
+        form,
+        scalars: scalars[i % 3],
+        biases: Biases::Both,
+        exporter: exporter(i),
+        ..small()
+    }));
+}
+
+#[test]
+fn one_stream_without_biases() {
+    check(forms(|i, form| Network {
+        form,
+        streams: 1,
+        biases: Biases::None,
+        exporter: exporter(i + 1),
+        ..small()
+    }));
+}
+
+#[test]
+fn sixteen_streams() {
+    let networks = forms(|i, form| Network { form, streams: 16, exporter: exporter(i), ..small() });
+    check(networks.into_iter().step_by(5));
+}
+
+#[test]
+fn other_precisions() {
+    let dtypes = [DataType::Double, DataType::Bfloat16, DataType::Float16];
+    let networks =
+        forms(|i, form| Network { form, dtype: dtypes[i % 3], exporter: exporter(i / 3), ..small() });
+    let exists = |network: &Network| network.dtype != DataType::Bfloat16 || !network.form.uses_einsum();
+    check(networks.into_iter().filter(exists));
+}
+
+/// What stands around the mixing differs; every network meets half of the forms that it has.
+#[test]
+fn every_network() {
+    for (at, &kind) in KINDS.iter().enumerate().filter(|(_, kind)| **kind != Kind::DirectMixingConv) {
+        let networks = forms(|i, form| Network { kind, form, exporter: exporter(i / 2), ..small() });
+        let networks = networks.into_iter().skip(at % 2).step_by(2);
+        check(networks.filter(|network| network.kind.takes(network.form)));
     }
 }
 
 #[test]
-fn biases_on_the_streams_or_none_at_all() {
-    for biases in [Biases::None, Biases::Both] {
-        check(forms(|i, form| Network { form, biases, exporter: exporter(i), ..small() }));
+fn deeper_networks() {
+    for (depth, form) in [(34, Form::F3), (50, Form::F1)] {
+        check(KINDS.iter().map(|&kind| Network { kind, depth, form, ..small() }));
+    }
+}
+
+#[test]
+fn coefficients_of_every_shape() {
+    let sources = [Source::Constant, Source::Computed];
+    let forms: Vec<Form> = FORMS.iter().copied().filter(|form| form.takes_coefficients()).collect();
+    for (at, &spread) in SPREADS.iter().enumerate() {
+        let network = |(i, &form): (usize, &Form)| {
+            let source = sources[(i / 2 + at) % 2];
+            Network { form, spread, source, exporter: exporter(i / 4), ..small() }
+        };
+        check(forms.iter().enumerate().skip(at % 2).step_by(2).map(network));
     }
 }
 
 #[test]
 fn old_and_new_operator_sets() {
     for opset in [12, 13, 17, 18, 23] {
-        check([Form::F3, Form::F10, Form::F7Bmm, Form::F8].map(|form| Network {
-            form,
-            opset: Some(opset),
-            ..small()
-        }));
+        check([Form::F3, Form::F10].map(|form| Network { form, opset: Some(opset), ..small() }));
     }
 }
 
