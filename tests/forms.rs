@@ -51,6 +51,8 @@ fn leftovers(network: &Network, model: &Model) -> Vec<String> {
     let allowed = |op_type: &str| match op_type {
         "Unsqueeze" if gates => unsqueezes * sites * network.streams,
         "Concat" if attends => sites,
+        // One stream is scaled, not mixed, and a product by a `[1]` vector is as good as any.
+        "MatMul" if network.streams == 1 => sites,
         // Kernels that are no scaled identities.
         "Concat" if network.kind.has_kernels() && network.form == Form::F6 => sites,
         _ => 0,
@@ -65,14 +67,23 @@ fn leftovers(network: &Network, model: &Model) -> Vec<String> {
     of_forms.iter().filter_map(found).collect()
 }
 
+/// True when every `a` is 1, so that folding leaves no product.
+fn is_one(scalars: Scalars) -> bool {
+    matches!(scalars, Scalars::Ones | Scalars::Initial)
+}
+
 /// How many mixing sites a network has as far as its file shows.
 fn expected_sites(network: &Network) -> RangeInclusive<usize> {
     let all = network.sites();
-    // The first site adds nothing up where there is one stream, one joint kernel for all streams, or two products that
-    // come out of a rounding.
+    // The first site adds nothing up where there is one stream or one joint kernel for all of them, and looks like a
+    // residual connection where it adds two values that have no scale of their own.
     let joint = network.kind.has_kernels() && network.form == Form::F6;
-    let rounded = network.form == Form::F12Narrow && network.streams == 2;
-    if network.streams == 1 || joint || rounded { all - 1..=all } else { all..=all }
+    let unscaled = network.form == Form::F12Narrow || network.form == Form::F12 && is_one(network.scalars);
+    if network.streams == 1 || joint || (unscaled && network.streams == 2) {
+        all - 1..=all
+    } else {
+        all..=all
+    }
 }
 
 /// What is wrong with the optimized form of a network; empty when all is well.
