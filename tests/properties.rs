@@ -3,6 +3,8 @@
 //!
 //! A failure prints its seed; `arbtest(..).seed(..)` runs it again.
 
+use std::collections::HashSet;
+
 use arbtest::arbitrary::{Result, Unstructured};
 use arbtest::arbtest;
 use bytes::Bytes;
@@ -82,6 +84,25 @@ fn all_passes_together_leave_a_sound_graph_with_the_same_interface_that_can_be_w
         let again = import(&export(&model));
         sound(&again, &before);
         assert_eq!(interface(&again), ports, "{before}");
+        Ok(())
+    })
+    .budget_ms(BUDGET);
+}
+
+/// Runtimes refuse files in which two operators have one name, and a second convolution costs more than it saves.
+#[test]
+fn all_passes_together_repeat_no_convolution_and_no_name() {
+    let convolutions = |model: &Model| model.graph.ops().filter(|&op| model.graph.op(op).is("Conv")).count();
+    arbtest(|u| {
+        let mut model = import(&any(u)?);
+        let (before, count) = (print_model(&model), convolutions(&model));
+        run(&mut model, Options::default());
+        let graph = &model.graph;
+        let mut names = HashSet::new();
+        for name in graph.ops().map(|op| &graph.op(op).name).filter(|name| !name.is_empty()) {
+            assert!(names.insert(name), "{name} twice\nfrom\n{before}\nto\n{}", print_model(&model));
+        }
+        assert!(convolutions(&model) <= count, "\nfrom\n{before}\nto\n{}", print_model(&model));
         Ok(())
     })
     .budget_ms(BUDGET);
