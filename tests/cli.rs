@@ -190,13 +190,22 @@ fn pipes_carry_the_model_and_nothing_else() {
     assert!(done.stderr().contains("mixing sites"), "{}", done.stderr());
 }
 
+/// The exit code of a command whose reader is gone before it writes.
+fn without_a_reader(command: &str) -> Option<i32> {
+    let desk = Desk::with(EXPORT);
+    let mut child = desk.command(command).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    child.wait().unwrap().code()
+}
+
 #[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
-    let desk = Desk::with(EXPORT);
-    let mut child =
-        desk.command("optimize m.onnx - --quiet --no-validate").stdout(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(without_a_reader("inspect m.onnx"), Some(0));
+}
+
+#[test]
+fn a_model_that_is_cut_off_is_an_error() {
+    assert_eq!(without_a_reader("optimize m.onnx - --quiet --no-validate"), Some(1));
 }
 
 #[test]
