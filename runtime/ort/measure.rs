@@ -16,9 +16,7 @@ use ort::AsPointer;
 use ort::memory::Allocator;
 
 use super::counting::{self, Peak};
-use super::{
-    Ep, OnnxRuntime, OrtSession, SessionKind, Setup, device_memory, failed, found, nvml, run, values,
-};
+use super::{Ep, OnnxRuntime, OrtSession, Settings, Setup, device_memory, failed, found, nvml, run, values};
 use crate::{ModelFile, Named, RuntimeError};
 
 /// Runs in one measurement. The second already shows what every later one needs; the third proves it.
@@ -59,20 +57,20 @@ impl OnnxRuntime {
     pub fn memory(
         &self,
         model: &ModelFile,
-        kind: SessionKind,
+        settings: impl Into<Settings>,
         ep: Ep,
         inputs: &[Named],
     ) -> Result<Memory, RuntimeError> {
         match ep {
-            Ep::Cpu => self.count(model, kind, inputs),
-            Ep::Cuda { device } => self.ask_device(model, kind, device, inputs),
+            Ep::Cpu => self.count(model, settings.into(), inputs),
+            Ep::Cuda { device } => self.ask_device(model, settings.into(), device, inputs),
         }
     }
 
     /// With the counting allocator.
-    fn count(&self, model: &ModelFile, kind: SessionKind, inputs: &[Named]) -> Result<Memory, RuntimeError> {
+    fn count(&self, model: &ModelFile, settings: Settings, inputs: &[Named]) -> Result<Memory, RuntimeError> {
         let folder = tempfile::tempdir().map_err(failed)?;
-        let setup = Setup { kind, ep: Ep::Cpu, counted: Some(&folder.path().join("profile")) };
+        let setup = Setup { settings, ep: Ep::Cpu, counted: Some(&folder.path().join("profile")) };
         let (session, loading) = counting::record(|| self.open(model, &setup));
         let mut session = session?;
         let values = session.inputs(inputs)?;
@@ -84,16 +82,18 @@ impl OnnxRuntime {
         session.raw.end_profiling().map_err(failed)?;
         let (first, later) = (peaks[0], &peaks[1..]);
         let steady = later.iter().copied().max_by_key(|peak| peak.bytes).unwrap_or(first);
-        let arena = match kind {
-            SessionKind::Default => self.arena(model, inputs)?,
-            SessionKind::Tuned => None,
-        };
+        let arena = if settings.arena { self.arena(model, settings, inputs)? } else { None };
         Ok(Memory { kept_bytes: counting::kept(&loading), first, steady, arena, process_bytes: None })
     }
 
     /// The arena of a session that nothing of ours is in.
-    fn arena(&self, model: &ModelFile, inputs: &[Named]) -> Result<Option<Arena>, RuntimeError> {
-        let mut session = self.session(model, SessionKind::Default, Ep::Cpu)?;
+    fn arena(
+        &self,
+        model: &ModelFile,
+        settings: Settings,
+        inputs: &[Named],
+    ) -> Result<Option<Arena>, RuntimeError> {
+        let mut session = self.session(model, settings, Ep::Cpu)?;
         let values = session.inputs(inputs)?;
         for _ in 0..RUNS {
             run(&mut session.raw, &values)?;
@@ -105,11 +105,11 @@ impl OnnxRuntime {
     fn ask_device(
         &self,
         model: &ModelFile,
-        kind: SessionKind,
+        settings: Settings,
         device: i32,
         inputs: &[Named],
     ) -> Result<Memory, RuntimeError> {
-        let mut session = self.session(model, kind, Ep::Cuda { device })?;
+        let mut session = self.session(model, settings, Ep::Cuda { device })?;
         let no_statistics = || failed("the device's arena has no statistics");
         let kept = session.statistics(device)?.ok_or_else(no_statistics)?.in_use;
         let values = session.inputs(inputs)?;

@@ -4,7 +4,7 @@
 //! one library, once; the first that loads stays.
 //!
 //! A session is of one of two [kinds](SessionKind): what everybody gets who sets nothing, and the documented
-//! low-memory configuration. On CUDA nothing ever falls back in silence: without the provider, the driver or a
+//! low-memory configuration; or it has [`Settings`] of its own. On CUDA nothing ever falls back in silence: without the provider, the driver or a
 //! device there is an error, and nodes that ONNX Runtime places on the CPU are [listed](OrtSession::elsewhere).
 //!
 //! What memory a model takes is measured by [`OnnxRuntime::memory`].
@@ -25,7 +25,7 @@ use ort::AsPointer;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{AutoDevicePolicy, SessionBuilder};
 use ort::session::{Session as RawSession, SessionOutputs};
 
 use crate::panics::catch;
@@ -36,7 +36,7 @@ pub use counting::Peak;
 pub use discover::{Candidate, Library, Origin, choose, discover, inspect};
 pub use measure::{Arena, Memory};
 pub use nodes::Placement;
-pub use settings::{Ep, Language, SessionKind, session_code};
+pub use settings::{Ep, Language, Level, SessionKind, Settings, session_code};
 
 const NAME: &str = "onnxruntime";
 
@@ -113,17 +113,22 @@ impl OnnxRuntime {
         catch(|| self.0.environment.devices().flat_map(describe).collect()).unwrap_or_default()
     }
 
-    /// Sessions of this kind as a [`Backend`].
-    pub fn backend(&self, kind: SessionKind, ep: Ep) -> OrtBackend {
-        OrtBackend { runtime: *self, kind, ep }
+    /// Sessions of this kind, or with these settings, as a [`Backend`].
+    pub fn backend(&self, settings: impl Into<Settings>, ep: Ep) -> OrtBackend {
+        OrtBackend { runtime: *self, settings: settings.into(), ep }
     }
 
     /// Loads a model.
     ///
     /// # Errors
     /// As [`Backend::load`]; [`RuntimeError::Unavailable`] when the execution provider is not there.
-    pub fn session(&self, model: &ModelFile, kind: SessionKind, ep: Ep) -> Result<OrtSession, RuntimeError> {
-        self.open(model, &Setup { kind, ep, counted: None })
+    pub fn session(
+        &self,
+        model: &ModelFile,
+        settings: impl Into<Settings>,
+        ep: Ep,
+    ) -> Result<OrtSession, RuntimeError> {
+        self.open(model, &Setup { settings: settings.into(), ep, counted: None })
     }
 
     fn open(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<OrtSession, RuntimeError> {
@@ -159,19 +164,9 @@ impl OnnxRuntime {
                 .with_config_entry("session.model_external_initializers_file_folder_path", folder)
                 .map_err(failed)?;
         }
-        if setup.kind == SessionKind::Tuned {
-            builder = builder
-                .with_memory_pattern(false)
-                .map_err(failed)?
-                .with_optimization_level(GraphOptimizationLevel::Level1)
-                .map_err(failed)?;
-            // SAFETY: the options are alive and ours alone.
-            let status = unsafe { (ort::api().DisableCpuMemArena)(builder.ptr_mut()) };
-            // SAFETY: the status was just returned by ONNX Runtime.
-            unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
-        }
+        builder = settings::apply(setup.settings, builder).map_err(failed)?;
         if let Ep::Cuda { device } = setup.ep {
-            let provider = settings::cuda_provider(setup.kind, device).error_on_failure();
+            let provider = settings::cuda_provider(setup.settings, device).error_on_failure();
             builder = builder
                 .with_execution_providers([provider])
                 .map_err(|e| RuntimeError::Unavailable { runtime: settings::CUDA, reason: one_line(e) })?
@@ -194,7 +189,7 @@ impl OnnxRuntime {
 
 /// How a session is made.
 struct Setup<'a> {
-    kind: SessionKind,
+    settings: Settings,
     ep: Ep,
     /// Use the counting allocator and a single thread, and write a profile to a file of this prefix.
     counted: Option<&'a Path>,
@@ -204,7 +199,7 @@ struct Setup<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct OrtBackend {
     runtime: OnnxRuntime,
-    kind: SessionKind,
+    settings: Settings,
     ep: Ep,
 }
 
@@ -214,7 +209,7 @@ impl Backend for OrtBackend {
     }
 
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
-        Ok(Box::new(self.runtime.session(model, self.kind, self.ep)?))
+        Ok(Box::new(self.runtime.session(model, self.settings, self.ep)?))
     }
 }
 

@@ -1,4 +1,4 @@
-//! How sessions are made: execution provider, and either of two configurations.
+//! How sessions are made: execution provider, and [`Settings`], of which two sets have a [name](SessionKind).
 //!
 //! The low-memory configuration, [`SessionKind::Tuned`], and why:
 //! - **Memory pattern off.** With it, from the second run on one block holds all values of a run, packed by size
@@ -11,7 +11,9 @@
 //!   new numbers, which changes the order and has doubled peaks; BASIC folds constants, convolutions with
 //!   batch normalizations and the like, which leaves it alone.
 
+use ort::AsPointer;
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, ExecutionProviderDispatch};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::Placement;
 
@@ -33,6 +35,56 @@ impl SessionKind {
             SessionKind::Tuned => "tuned",
         }
     }
+}
+
+/// The settings that decide how much memory a session takes. What users choose between is a [`SessionKind`]; any
+/// other combination is for experiments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// From the second run on, one block holds all values of a run.
+    pub memory_pattern: bool,
+    /// Memory comes from an arena that grows in steps and keeps what it has. Without: from the system as it is needed
+    /// (CPU), or from an arena that grows by what is asked for (CUDA).
+    pub arena: bool,
+    /// What ONNX Runtime may rewrite while it loads a model.
+    pub level: Level,
+}
+
+/// ONNX Runtime's optimization levels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// No rewrites: the nodes that run are those of the file.
+    Disabled,
+    /// Rewrites that hold for every execution provider: constants and convolutions are folded, for example.
+    Basic,
+    /// All there are.
+    All,
+}
+
+impl From<SessionKind> for Settings {
+    fn from(kind: SessionKind) -> Settings {
+        match kind {
+            SessionKind::Default => Settings { memory_pattern: true, arena: true, level: Level::All },
+            SessionKind::Tuned => Settings { memory_pattern: false, arena: false, level: Level::Basic },
+        }
+    }
+}
+
+/// Sets what differs from ONNX Runtime's own defaults.
+pub(super) fn apply(settings: Settings, mut builder: SessionBuilder) -> Result<SessionBuilder, ort::Error> {
+    let Settings { memory_pattern, arena, level } = settings;
+    if !memory_pattern {
+        builder = builder.with_memory_pattern(false)?;
+    }
+    if !arena {
+        // SAFETY: the options are alive and ours alone; the status was just returned by ONNX Runtime.
+        unsafe { ort::Error::result_from_status((ort::api().DisableCpuMemArena)(builder.ptr_mut())) }?;
+    }
+    Ok(match level {
+        Level::Disabled => builder.with_optimization_level(GraphOptimizationLevel::Disable)?,
+        Level::Basic => builder.with_optimization_level(GraphOptimizationLevel::Level1)?,
+        Level::All => builder,
+    })
 }
 
 /// Execution provider.
@@ -61,17 +113,17 @@ impl Ep {
 pub(super) const CUDA: &str = "CUDAExecutionProvider";
 
 /// Options of the CUDA execution provider.
-fn cuda_options(kind: SessionKind, device: i32) -> Vec<(&'static str, String)> {
+fn cuda_options(settings: Settings, device: i32) -> Vec<(&'static str, String)> {
     let mut options = vec![("device_id", device.to_string())];
-    if kind == SessionKind::Tuned {
+    if !settings.arena {
         options.push(("arena_extend_strategy", "kSameAsRequested".to_string()));
         options.push(("cudnn_conv_use_max_workspace", "0".to_string()));
     }
     options
 }
 
-pub(super) fn cuda_provider(kind: SessionKind, device: i32) -> ExecutionProviderDispatch {
-    cuda_options(kind, device)
+pub(super) fn cuda_provider(settings: Settings, device: i32) -> ExecutionProviderDispatch {
+    cuda_options(settings, device)
         .into_iter()
         .fold(ort::ep::CUDA::default(), |provider, (key, value)| provider.with_arbitrary_config(key, value))
         .build()
@@ -98,7 +150,7 @@ pub fn session_code(language: Language, path: &str, ep: Ep) -> String {
     let path = format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""));
     let options = match ep {
         Ep::Cpu => Vec::new(),
-        Ep::Cuda { device } => cuda_options(SessionKind::Tuned, device),
+        Ep::Cuda { device } => cuda_options(SessionKind::Tuned.into(), device),
     };
     match language {
         Language::Python => python(&path, &options),
@@ -188,8 +240,8 @@ mod tests {
 
     #[test]
     fn cuda_gets_the_device_and_when_tuned_a_frugal_arena() {
-        assert_eq!(cuda_options(SessionKind::Default, 1), [("device_id", "1".to_string())]);
-        let tuned = cuda_options(SessionKind::Tuned, 0);
+        assert_eq!(cuda_options(SessionKind::Default.into(), 1), [("device_id", "1".to_string())]);
+        let tuned = cuda_options(SessionKind::Tuned.into(), 0);
         assert!(tuned.contains(&("arena_extend_strategy", "kSameAsRequested".to_string())), "{tuned:?}");
     }
 

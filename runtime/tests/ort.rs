@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use dmopt_ir::{DType, Dim, Storage, Tensor, TensorType, text};
 use dmopt_runtime::inputs::{Rng, random_tensor};
-use dmopt_runtime::ort::{Ep, Memory, OnnxRuntime, SessionKind};
+use dmopt_runtime::ort::{Ep, Level, Memory, OnnxRuntime, SessionKind, Settings};
 use dmopt_runtime::{
     Backend, ModelFile, Named, Options, RuntimeError, Session, Status, Tolerance, first_divergence, latency,
     validate_with,
@@ -116,6 +116,28 @@ fn peaks_of_a_mixing_site_are_known_to_the_byte() {
     assert_eq!(peaks(&runtime, &concat(), false), (16, 17));
     assert_eq!(peaks(&runtime, &chain(true), false), (9, 10));
     assert_eq!(peaks(&runtime, &chain(false), false), (3, 4));
+}
+
+#[test]
+fn settings_may_be_chosen_one_by_one() {
+    let Some(runtime) = runtime() else { return };
+    let twins = model(
+        "<ir_version: 8, opset_import: [\"\": 17]> g (float[64,64] x) => (float[64,64] y)
+         { a = Sin(x) b = Sin(x) y = Add(a, b) }",
+    );
+    let peak = |model, level, memory_pattern| {
+        let settings = Settings { memory_pattern, arena: false, level };
+        let memory = runtime.memory(model, settings, Ep::Cpu, &inputs()).unwrap();
+        assert_eq!(memory.arena, None);
+        (memory.first.bytes / T, memory.steady.bytes / T)
+    };
+    // Without rewrites both Sin run; with them the second is recognized as the first.
+    assert_eq!(peak(&twins, Level::Disabled, false), (3, 3));
+    assert_eq!(peak(&twins, Level::Basic, false), (2, 2));
+    // The block of all values stands beside the output.
+    let chain = mixing(&chain(false), false);
+    assert_eq!(peak(&chain, Level::Disabled, false), (3, 3));
+    assert_eq!(peak(&chain, Level::Disabled, true), (3, 4));
 }
 
 #[test]
