@@ -119,7 +119,7 @@ fn random_patch(u: &mut Unstructured<'_>, graph: &Graph) -> Result<Patch> {
                 (*u.choose(&values)?).into()
             })
         };
-        match u.int_in_range(0..=10)? {
+        match u.int_in_range(0..=11)? {
             0..=2 => {
                 let old = *u.choose(&values)?;
                 patch.replace_uses(old, operand(u)?);
@@ -131,7 +131,8 @@ fn random_patch(u: &mut Unstructured<'_>, graph: &Graph) -> Result<Patch> {
                     op = NewOp::like(graph, like, vec![Some(operand(u)?), None, Some(operand(u)?)]);
                 }
                 if !ops.is_empty() && u.arbitrary()? {
-                    op = op.at(Position::At(*u.choose(&ops)?));
+                    let at = Position::At(*u.choose(&ops)?);
+                    op = op.at(*u.choose(&[at, Position::Last])?);
                 }
                 let new = patch.add_op(op);
                 made.push(new);
@@ -145,10 +146,24 @@ fn random_patch(u: &mut Unstructured<'_>, graph: &Graph) -> Result<Patch> {
             }
             8 if !ops.is_empty() => patch.erase(*u.choose(&ops)?),
             9 if !ops.is_empty() => patch.hoist(*u.choose(&ops)?),
+            10 => patch.reorder(random_order(u, graph)?),
             _ => patch.drop_initializer(*u.choose(&values)?),
         }
     }
     Ok(patch)
+}
+
+/// Operands first mostly, any order sometimes.
+fn random_order(u: &mut Unstructured<'_>, graph: &Graph) -> Result<Vec<OpId>> {
+    let mut waiting: Vec<OpId> = graph.ops().collect();
+    let mut order = Vec::new();
+    while !waiting.is_empty() {
+        let ready = |id: &OpId| graph.predecessors(*id).all(|p| order.contains(&p));
+        let ready: Vec<usize> = (0..waiting.len()).filter(|&at| ready(&waiting[at])).collect();
+        let at = if u.ratio(1, 50)? { u.choose_index(waiting.len())? } else { *u.choose(&ready)? };
+        order.push(waiting.remove(at));
+    }
+    Ok(order)
 }
 
 /// Applies random patches to a graph and its bodies; a refused one changes nothing.

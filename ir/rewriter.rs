@@ -58,6 +58,8 @@ pub enum Position {
     AfterOperands,
     /// In the place of this operator.
     At(OpId),
+    /// After every other operator; several in the order in which they are added.
+    Last,
 }
 
 /// An operator that a patch adds.
@@ -146,6 +148,7 @@ pub struct Patch {
     erased: Vec<OpId>,
     dropped: Vec<ValueId>,
     hoisted: Vec<OpId>,
+    order: Option<Vec<OpId>>,
 }
 
 impl Patch {
@@ -159,6 +162,7 @@ impl Patch {
             erased: Vec::new(),
             dropped: Vec::new(),
             hoisted: Vec::new(),
+            order: None,
         }
     }
 
@@ -196,6 +200,12 @@ impl Patch {
         self.hoisted.push(op);
     }
 
+    /// Puts the operators in this order, which has each of them once and operands first; those that the patch erases
+    /// may be left out.
+    pub fn reorder(&mut self, order: Vec<OpId>) {
+        self.order = Some(order);
+    }
+
     /// Number of operators that the patch adds.
     pub fn added(&self) -> usize {
         self.ops.len()
@@ -230,6 +240,9 @@ pub enum Refusal {
     /// The edit would make an operator depend on itself.
     #[error("the edit would close a cycle through '{0}'")]
     Cycle(String),
+    /// An order that leaves an operator out, repeats one, or has one before what it reads.
+    #[error("{0} has no place in the new order, or one before what it reads")]
+    Order(String),
 }
 
 /// Applies patches to one graph.
@@ -383,6 +396,7 @@ impl<'g> Rewriter<'g> {
             }
         }
         self.check_acyclic(patch)?;
+        self.check_order(patch)?;
         for &op in &patch.erased {
             for value in graph.op(op).results() {
                 if graph.readers(value) > 0 {
@@ -409,6 +423,25 @@ impl<'g> Rewriter<'g> {
             }
         }
         Ok(())
+    }
+
+    /// An order has every operator once and each after those that it reads from.
+    fn check_order(&self, patch: &Patch) -> Result<(), Refusal> {
+        let Some(order) = &patch.order else { return Ok(()) };
+        let graph = &*self.graph;
+        let misplaced = |id: OpId| Err(Refusal::Order(graph.describe(id)));
+        let mut placed = vec![false; graph.op_bound()];
+        for &id in order {
+            let ready = graph.predecessors(id).all(|p| placed[p.index()]);
+            if !ready || std::mem::replace(&mut placed[id.index()], true) {
+                return misplaced(id);
+            }
+        }
+        let erased: HashSet<&OpId> = patch.erased.iter().collect();
+        match graph.ops().find(|id| !placed[id.index()] && !erased.contains(id)) {
+            Some(left_out) => misplaced(left_out),
+            None => Ok(()),
+        }
     }
 
     /// Nothing may come to depend on a reader of what it replaces, in the graph as it will be. Ranks bound the
@@ -461,6 +494,9 @@ impl<'g> Rewriter<'g> {
     }
 
     fn perform(&mut self, patch: Patch, types: Vec<Vec<Option<Type>>>) {
+        for (rank, op) in patch.order.into_iter().flatten().enumerate() {
+            self.graph.op_mut(op).rank = rank as u64;
+        }
         for op in patch.hoisted {
             let rank = self.graph.predecessors(op).map(|p| self.graph.op(p).rank).max().unwrap_or(0);
             self.graph.op_mut(op).rank = rank;
@@ -486,6 +522,7 @@ impl<'g> Rewriter<'g> {
             let rank = match new.position {
                 Position::AfterOperands => after,
                 Position::At(op) => after.max(self.graph.op(op).rank),
+                Position::Last => u64::MAX,
             };
             let hint = new.result_hint.unwrap_or_else(|| {
                 format!("{}_out", if new.op.name.is_empty() { &new.op.op_type } else { &new.op.name })

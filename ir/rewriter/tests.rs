@@ -365,3 +365,34 @@ fn a_hub_is_taken_apart_quickly_in_either_order() {
         assert_eq!(bench.graph.op_count(), 1);
     }
 }
+
+#[test]
+fn a_new_order_is_the_order_of_the_file() {
+    let mut bench =
+        Bench::new("f (float[2] x) => (float[2] y) { a = Neg(x) b = Abs(x) c = Exp(b) y = Add(a, c) }");
+    let text = bench.apply(|b, p| p.reorder(["b", "c", "a", "y"].map(|v| b.op(v)).to_vec()));
+    assert_eq!(
+        text,
+        "f (float[2] x) => (float[2] y) {\n  b = Abs(x)\n  c = Exp(b)\n  a = Neg(x)\n  y = Add(a, c)\n}\n"
+    );
+}
+
+#[test]
+fn an_order_without_an_operator_or_against_an_edge_is_refused() {
+    let mut bench = Bench::new("f (float[2] x) => (float[2] y) { a = Neg(x) y = Abs(a) }");
+    for order in [&["y", "a"][..], &["a"], &["a", "a", "y"]] {
+        let refusal = bench.refuse(|b, p| p.reorder(order.iter().map(|v| b.op(v)).collect()));
+        assert!(matches!(refusal, Refusal::Order(_)), "{refusal}");
+    }
+}
+
+#[test]
+fn operators_may_stand_at_the_end_of_the_file() {
+    let mut bench = Bench::new("f (float[2] x) => (float[2] y) { a = Neg(x) y = Abs(a) }");
+    let text = bench.apply(|b, p| {
+        for value in ["y", "a"] {
+            p.add_op(NewOp::new("Size", [b.value(value).into()]).at(Position::Last).result_named("size"));
+        }
+    });
+    assert!(text.ends_with("  y = Abs(a)\n  size = Size(y)\n  size_1 = Size(a)\n}\n"), "{text}");
+}
