@@ -1,5 +1,6 @@
-//! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`.
+//! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`, `cargo xtask network`.
 
+mod network;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ enum Command {
         #[arg(default_value = "target/fixtures")]
         folder: PathBuf,
     },
+    /// Write one direct-mixing network of any size
+    Network(network::Choices),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -37,6 +40,7 @@ fn main() -> anyhow::Result<()> {
             println!("{} models in {}", written.len(), folder.display());
             Ok(())
         }
+        Command::Network(choices) => network::write(&choices),
     }
 }
 
