@@ -2,8 +2,12 @@
 //!
 //! [`liveness`] is the ideal one: what has to be in memory if every buffer is freed after its last reader and
 //! nothing else is ever allocated. A runtime needs at least about that much; how much more is its own affair, which
-//! is why a measured peak is reported apart from a predicted one.
+//! is why a measured peak is reported apart from a predicted one. [`ort`] is the plan of one runtime, reproduced.
+//! [`Kernels`] says what single operators do with memory, for both.
 
+mod kernels;
 pub mod liveness;
+pub mod ort;
 
+pub use kernels::{Kernels, same_size};
 pub use liveness::{Peak, Unknown, file_order};

@@ -15,7 +15,9 @@
 //! - Scratch memory of kernels, alignment and reuse are a runtime's own and not part of this model. Neither is what
 //!   a call of a model-local function needs inside.
 
-use dmopt_ir::{Graph, Op, OpId, ValueId};
+use dmopt_ir::{Graph, OpId, ValueId};
+
+use crate::kernels::is_view;
 
 /// The moment of a run at which most bytes are in memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -134,7 +136,7 @@ fn buffers(graph: &Graph, order: &[OpId], is_body: bool, unknown: &mut Vec<Strin
             let read = graph.uses(value).map(|at| step_of[at.op.index()]).max();
             let until = if graph.is_output(value) { end } else { read.unwrap_or(step) };
             last[value.index()] = until;
-            match viewed(op) {
+            match op.input(0).filter(|_| is_view(op)) {
                 Some(operand) => buffer_of[value.index()] = buffer_of[operand.index()],
                 None if op.is("Constant") => {}
                 None => create(value, step, until, &mut buffer_of),
@@ -149,18 +151,12 @@ fn buffers(graph: &Graph, order: &[OpId], is_body: bool, unknown: &mut Vec<Strin
     buffers
 }
 
-/// The operand whose buffer the result of this operator is, for a view.
-fn viewed(op: &Op) -> Option<ValueId> {
-    const VIEWS: [&str; 5] = ["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"];
-    if op.is_standard() && VIEWS.contains(&op.op_type.as_str()) { op.input(0) } else { None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use dmopt_ir::{Attribute, AttributeValue, Builder, DType, Opsets, Tensor, TensorType};
+    use dmopt_ir::{Attribute, AttributeValue, Builder, DType, Op, Opsets, Tensor, TensorType};
 
     /// A graph from `result = Op(operands)` lines; `x` is the input, `w` a weight. Every value has one float per
     /// element of the size given for it, 1 if none is.
