@@ -9,9 +9,9 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::error::ExternalError;
-use crate::schema::{DataLocation, StringStringEntryProto, TensorProto};
-use crate::{read, write};
+use crate::error::{ExternalError, ImportError, TensorFault};
+use crate::schema::{DataLocation, ModelProto, StringStringEntryProto, TensorProto};
+use crate::{read, tensors, walk, write};
 
 /// A range of an external file, as a tensor refers to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +118,44 @@ impl Folder {
             return Err(ExternalError::Range { path, begin: range.offset, end, present });
         }
         Ok(whole.slice(range.offset as usize..end as usize))
+    }
+
+    /// Looks whether all external data of a model are there: regular files within the folder that are long enough.
+    /// Only the sizes of the files are asked for; nothing is opened.
+    ///
+    /// # Errors
+    /// The first tensor whose data are not there, and why.
+    pub fn check(&self, model: &ModelProto) -> Result<(), ImportError> {
+        let mut files: HashMap<String, (PathBuf, u64)> = HashMap::new();
+        let mut check = |tensor: &TensorProto| -> Result<(), ExternalError> {
+            let Some(range) = Reference::of(tensor)? else { return Ok(()) };
+            if !files.contains_key(&range.location) {
+                let path = self.resolve(&range.location)?;
+                let failed =
+                    |cause: io::Error| ExternalError::File { path: path.clone(), reason: cause.to_string() };
+                let present = fs::metadata(&path).map_err(failed)?.len();
+                files.insert(range.location.clone(), (path, present));
+            }
+            let (path, present) = &files[&range.location];
+            let length = range.length.or_else(|| tensors::byte_len(tensor)).unwrap_or(0);
+            let (begin, end) = (range.offset, range.offset.saturating_add(length));
+            if end > *present {
+                return Err(ExternalError::Range { path: path.clone(), begin, end, present: *present });
+            }
+            Ok(())
+        };
+        let mut first = Ok(());
+        walk::each_tensor(model, &mut |tensor| {
+            if first.is_ok() {
+                let place = match tensor.name.as_deref().unwrap_or_default() {
+                    "" => "a tensor without a name".to_string(),
+                    name => format!("tensor '{name}'"),
+                };
+                let located = |cause| ImportError::from(TensorFault::External(cause)).within(place);
+                first = check(tensor).map_err(located);
+            }
+        });
+        first
     }
 
     fn file(&self, path: &Path) -> Result<Bytes, ExternalError> {

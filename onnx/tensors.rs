@@ -66,6 +66,12 @@ fn typed(proto: &mut TensorProto, dtype: DType) -> (Storage, Option<i32>) {
     }
 }
 
+/// Bytes that type and dimensions ask for; `None` where they do not tell.
+pub(crate) fn byte_len(proto: &TensorProto) -> Option<u64> {
+    let elements = proto.dims.iter().try_fold(1u64, |n, &d| n.checked_mul(u64::try_from(d).ok()?))?;
+    DType::from_code(proto.data_type?)?.packed_len(elements).filter(|_| proto.segment.is_none())
+}
+
 fn sizes(dims: Vec<i64>) -> Result<Vec<u64>, TensorFault> {
     dims.into_iter().map(|d| u64::try_from(d).map_err(|_| TensorFault::Dim(d))).collect()
 }

@@ -46,7 +46,7 @@ fn names_read(graph: &GraphProto, names: &mut Vec<String>) {
 }
 
 /// Visits every tensor of a model: graph, bodies, functions, training.
-fn each_tensor(model: &ModelProto, visit: &mut impl FnMut(&TensorProto)) {
+pub(crate) fn each_tensor(model: &ModelProto, visit: &mut impl FnMut(&TensorProto)) {
     let training = model.training_info.iter().flat_map(|t| [&t.initialization, &t.algorithm]).flatten();
     model.graph.iter().chain(training).for_each(|graph| in_graph(graph, visit));
     for function in &model.functions {

@@ -107,7 +107,8 @@ pub struct Optimized {
 pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> Result<Optimized, Error> {
     let say = |stage| options.progress.iter().for_each(|tell| tell(stage));
     say(Stage::Read);
-    let mut original = source.model()?;
+    place::check(&target)?;
+    let mut original = source.complete_model()?;
     source.guard(&target, &original)?;
     ir::infer::infer_graph(&mut original.graph);
     let open = report::OpenSizes::of(&original.graph, &options.sizes)

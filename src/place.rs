@@ -85,6 +85,28 @@ pub fn place(
     Ok(Placed { verdict, path, bytes, validation: Some(proof) })
 }
 
+/// Looks whether a result can be put where `target` says, before any work is done for it.
+///
+/// # Errors
+/// The target is a folder, or the folder that it would be in is missing or not to be written to.
+pub(crate) fn check(target: &Target<'_>) -> Result<(), Error> {
+    let Target::File(path) = target else { return Ok(()) };
+    let names_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    match fs::metadata(path) {
+        _ if names_folder => return Err(onnx::Error::Directory(path.clone()).into()),
+        Ok(kind) if kind.is_dir() => return Err(onnx::Error::Directory(path.clone()).into()),
+        Ok(kind) if !kind.is_file() => return Ok(()),
+        _ => {}
+    }
+    let path = resolved(path)?;
+    // A file without a name: where that can be made, so can one with a name, and nothing has to be cleaned up.
+    tempfile::tempfile_in(folder_of(&path)).map(drop).map_err(|cause| Error::Io {
+        path,
+        action: "write a file there",
+        cause,
+    })
+}
+
 /// Writes a model without a detour.
 fn put(model: ModelProto, target: Target<'_>, write: &WriteOptions<'_>) -> Result<(String, u64), Error> {
     match target {

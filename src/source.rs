@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use dmopt_ir::{Model, Storage};
@@ -57,12 +58,23 @@ impl Source {
         Ok(Source { name: name.to_string(), bytes, path: None, folder: ".".into() })
     }
 
-    /// The model, without inferred types.
+    /// The model, without inferred types. Its external data need not be there.
     ///
     /// # Errors
     /// The bytes are no model.
     pub fn model(&self) -> Result<Model, Error> {
         Ok(onnx::parse(&self.name, self.bytes.clone(), Folder::new(&self.folder))?)
+    }
+
+    /// The model, without inferred types, provided that its external data are there as far as the sizes of files tell.
+    ///
+    /// # Errors
+    /// The bytes are no model, or a tensor whose data are missing or too short.
+    pub fn complete_model(&self) -> Result<Model, Error> {
+        let at = |cause| onnx::Error::Import { file: self.name.clone(), cause };
+        let (proto, folder) = (onnx::decode(&self.name, self.bytes.clone())?, Folder::new(&self.folder));
+        folder.check(&proto).map_err(at)?;
+        Ok(onnx::import(proto, Arc::new(folder)).map_err(at)?)
     }
 
     /// The model as a runtime takes it.

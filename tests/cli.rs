@@ -371,7 +371,27 @@ fn an_output_that_cannot_be_written_leaves_nothing_behind() {
     let desk = Desk::with(EXPORT);
     fs::create_dir(desk.path("folder")).unwrap();
     desk.refuses("optimize m.onnx folder", 1, &["folder", "directory"]);
-    desk.refuses("optimize m.onnx missing/out.onnx", 1, &["missing"]);
+    desk.refuses("optimize m.onnx missing/out.onnx", 1, &["missing/out.onnx", "No such file"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_noticed_before_the_work() {
+    let desk = Desk::with(EXPORT);
+    fs::create_dir(desk.path("folder")).unwrap();
+    for arguments in [
+        "optimize m.onnx missing/out.onnx -v",
+        "optimize m.onnx missing/out.onnx -v --no-validate",
+        "optimize m.onnx folder -v",
+        "optimize m.onnx new/ -v",
+        "optimize m.onnx out.onnx -v --report missing/r.json",
+        "optimize m.onnx out.onnx -v --report folder",
+        "optimize m.onnx m.onnx/out.onnx -v",
+        "optimize m.onnx /proc/out.onnx -v",
+    ] {
+        desk.refuses(arguments, 1, &[]);
+        let message = desk.run(arguments).stderr();
+        assert!(!message.contains("round 1"), "{arguments}: {message}");
+    }
 }
 
 #[test]
@@ -409,6 +429,22 @@ fn external_data_come_along() {
     desk.run("optimize a/m.onnx b/out.onnx --report r.json").succeeds();
     assert_eq!(fs::read(desk.path("b/weights.bin")).unwrap(), fs::read(desk.path("a/weights.bin")).unwrap());
     assert_eq!(desk.report("r.json").validation.status, verdict());
+}
+
+#[test]
+fn external_data_that_are_missing_or_too_short_are_noticed_though_nothing_reads_them() {
+    let desk = external();
+    fs::write(desk.path("a/weights.bin"), [0; 2047]).unwrap();
+    let why = ["a/m.onnx: tensor 'w': ", "weights.bin", "bytes 0..2048 are wanted, it has 2047"];
+    desk.refuses("optimize a/m.onnx --no-validate", 1, &why);
+    desk.refuses("optimize a/m.onnx -", 1, &why);
+    fs::remove_file(desk.path("a/weights.bin")).unwrap();
+    desk.refuses(
+        "optimize a/m.onnx --no-validate",
+        1,
+        &["a/m.onnx: tensor 'w': ", "weights.bin", "No such file"],
+    );
+    desk.run("inspect a/m.onnx").succeeds();
 }
 
 #[test]

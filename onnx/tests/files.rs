@@ -299,6 +299,32 @@ fn external_data_outside_of_the_folder_are_refused() {
 }
 
 #[test]
+fn missing_and_short_external_data_are_noticed_without_reading_them() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("w"), [1, 2, 3, 4]).unwrap();
+    fs::create_dir(folder.path().join("sub")).unwrap();
+    let beside = Folder::new(folder.path());
+    let told = |model: &ModelProto| beside.check(model).unwrap_err().to_string();
+
+    assert_eq!(beside.check(&model_with(vec![7; 5])), Ok(()));
+    assert_eq!(beside.check(&model_beside("w", 1, 3)), Ok(()));
+    assert!(told(&model_beside("w", 2, 3)).ends_with("w: bytes 2..5 are wanted, it has 4"));
+    assert!(told(&model_beside("w", u64::MAX, 3)).contains("it has 4"));
+    assert!(told(&model_beside("absent", 0, 1)).starts_with("tensor 'w': external data file "));
+    assert!(told(&model_beside("sub", 0, 1)).ends_with("not a regular file"));
+    assert!(told(&model_beside("../w", 0, 1)).contains("leaves the model's folder"));
+
+    // Without a length, type and dimensions tell it.
+    let mut open_ended = model_beside("w", 0, 0);
+    let tensor = first(&mut open_ended);
+    tensor.external_data.truncate(2);
+    tensor.dims = vec![4];
+    assert_eq!(beside.check(&open_ended), Ok(()));
+    first(&mut open_ended).dims = vec![5];
+    assert!(told(&open_ended).ends_with("bytes 0..5 are wanted, it has 4"));
+}
+
+#[test]
 fn external_references_are_understood_or_named() {
     let mut model = model_beside("w", 1, 2);
     let tensor = first(&mut model);

@@ -1,5 +1,6 @@
 //! `dmopt optimize`.
 
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -152,7 +153,12 @@ impl Optimize {
         }
         let folder = report.parent().filter(|f| *f != Path::new("")).unwrap_or(Path::new("."));
         anyhow::ensure!(folder.is_dir(), "{}: there is no folder for the report", report.display());
-        Ok(())
+        // The report comes last, when the model is in its place: what would fail then has to fail now.
+        let writable = match report.exists() {
+            true => OpenOptions::new().append(true).open(report).map(drop),
+            false => tempfile::tempfile_in(folder).map(drop),
+        };
+        writable.with_context(|| format!("{}: cannot write the report", report.display()))
     }
 
     /// Writes the report, and the table to where people read: standard output, unless that carries data.
