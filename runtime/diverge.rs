@@ -1,6 +1,10 @@
-//! Where two models begin to differ.
+//! Values inside two models that share names: how far apart they are, and where the models begin to differ.
+//!
+//! A runtime shows what is inside a model when the model says so: copies of both models get the values as further
+//! outputs. That changes what a runtime may merge, so the values of one run need not be those of another, bit for bit.
 
 use crate::compare::compare;
+use crate::validate::Inside;
 use crate::{Backend, ModelFile, Named, RuntimeError, Tolerance};
 
 /// Makes the same model with these values as further graph outputs.
@@ -18,43 +22,49 @@ pub struct Divergence {
     pub difference: String,
 }
 
-/// Values in one run: as many as a few runs need for all of them, but not few.
-fn at_a_time(values: usize) -> usize {
-    values.div_ceil(16).max(64)
-}
-
-/// The first of `shared` that differs: values that both models have under the same name and type, in an order in
-/// which the reference can compute them. They are computed some at a time, in this order, so the one that is found
-/// is the first; values that only one of the models has lie between it and the one before.
+/// Compares values inside both models up to the first that differs: how far those before it are apart, and that one.
+///
+/// `shared` are values that both models have under the same name and type, in an order in which the reference can
+/// compute them, in groups that are computed together. So the value that is found is the first; values that only one
+/// of the models has lie between it and the one before.
 ///
 /// # Errors
 /// A model with more outputs cannot be made, loaded or run.
-pub fn first_divergence(
+pub fn compare_inside(
     backend: &dyn Backend,
-    shared: &[String],
+    shared: &[Vec<String>],
     reference: &Expose<'_>,
     candidate: &Expose<'_>,
     inputs: &[Named],
     tolerance: Tolerance,
-) -> Result<Option<Divergence>, RuntimeError> {
+) -> Result<(Inside, Option<Divergence>), RuntimeError> {
     let run = |expose: &Expose<'_>, values: &[String]| {
         let failed = |reason| RuntimeError::Failed { runtime: backend.name(), reason };
         let model = expose(values).map_err(failed)?;
         Ok::<_, RuntimeError>(backend.load(&model)?.run(inputs)?.tensors)
     };
-    for values in shared.chunks(at_a_time(shared.len())) {
+    let mut inside = Inside { values: 0, bit_identical: true, max_rel: 0.0 };
+    for values in shared {
         let (a, b) = (run(reference, values)?, run(candidate, values)?);
         for value in values {
             let only = |tensors: &[Named]| -> Vec<Named> {
                 tensors.iter().filter(|(name, _)| name == value).cloned().collect()
             };
+            inside.values += 1;
             let difference = match compare(&only(&a), &only(&b), tolerance) {
-                Ok(comparison) if comparison.passed() => continue,
-                Ok(comparison) => comparison.describe("elements"),
+                Ok(comparison) => {
+                    inside.bit_identical &= comparison.bit_identical;
+                    inside.max_rel = inside.max_rel.max(comparison.max_rel);
+                    if comparison.passed() {
+                        continue;
+                    }
+                    comparison.describe("elements")
+                }
                 Err(mismatch) => mismatch.to_string(),
             };
-            return Ok(Some(Divergence { value: value.clone(), difference }));
+            inside.bit_identical = false;
+            return Ok((inside, Some(Divergence { value: value.clone(), difference })));
         }
     }
-    Ok(None)
+    Ok((inside, None))
 }

@@ -24,6 +24,8 @@ mod npz;
 pub mod ort;
 #[cfg(any(feature = "ort", feature = "tract"))]
 mod panics;
+mod session_code;
+mod settings;
 #[cfg(test)]
 #[cfg(feature = "tract")]
 mod testing;
@@ -38,9 +40,11 @@ use bytes::Bytes;
 use dmopt_ir::{DType, Tensor, TensorType};
 
 pub use compare::{Comparison, Tolerance};
-pub use diverge::{Divergence, Expose, first_divergence};
+pub use diverge::{Divergence, Expose, compare_inside};
 pub use latency::{Latency, latency};
 pub use npz::{NpzError, read_npz};
+pub use session_code::{Language, session_code};
+pub use settings::{Ep, Level, SessionKind, Settings};
 pub use validate::{Inside, Options, Run, Status, Validation, differ, validate, validate_with};
 
 /// A model file as a runtime takes it.

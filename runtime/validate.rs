@@ -232,12 +232,12 @@ impl Pair<'_> {
         });
         let expected = expected.map_err(|e| Stop::Refused(e.to_string()))?;
         if let Err(e) = &self.rewritten {
-            return Err(Stop::Failed(format!("the rewritten model does not load: {e}")));
+            return Err(Stop::Failed(format!("the candidate does not load: {e}")));
         }
         match actual {
             Some(Ok(actual)) => Ok((expected, actual)),
-            Some(Err(e)) => Err(Stop::Failed(format!("the rewritten model does not run: {e}"))),
-            None => Err(Stop::Failed("the run of the rewritten model panicked".to_string())),
+            Some(Err(e)) => Err(Stop::Failed(format!("the candidate does not run: {e}"))),
+            None => Err(Stop::Failed("the run of the candidate panicked".to_string())),
         }
     }
 
@@ -316,15 +316,15 @@ pub fn differ(reference: &Interface, candidate: &Interface) -> Option<String> {
         [("input", &reference.inputs, &candidate.inputs), ("output", &reference.outputs, &candidate.outputs)];
     for (side, a, b) in sides {
         if a.len() != b.len() {
-            return Some(format!("the rewritten model has {} {side}s instead of {}", b.len(), a.len()));
+            return Some(format!("the candidate has {} {side}s instead of {}", b.len(), a.len()));
         }
         for (p, q) in a.iter().zip(b) {
             if p.name != q.name {
-                return Some(format!("{side} {} is named {} in the rewritten model", p.name, q.name));
+                return Some(format!("{side} {} is named {} in the candidate", p.name, q.name));
             }
             let ranks = p.ty.rank().zip(q.ty.rank());
             if p.ty.dtype != q.ty.dtype || ranks.is_some_and(|(m, n)| m != n) {
-                return Some(format!("{side} {} is {} in the rewritten model, not {}", p.name, q.ty, p.ty));
+                return Some(format!("{side} {} is {} in the candidate, not {}", p.name, q.ty, p.ty));
             }
         }
     }
@@ -504,7 +504,7 @@ mod tests {
         let v = validate(&model("Neg").file(), &model("Foo").file(), &Options::default()).unwrap();
         assert_eq!(
             (v.status, v.reason.unwrap().as_str()),
-            (Status::Failed, "the rewritten model does not load: operator Foo is not supported by tract")
+            (Status::Failed, "the candidate does not load: operator Foo is not supported by tract")
         );
     }
 
@@ -561,10 +561,10 @@ mod tests {
             v.reason.unwrap()
         };
         let reference = model("x", DType::F32);
-        assert_eq!(reason(&reference, &model("z", DType::F32)), "input x is named z in the rewritten model");
+        assert_eq!(reason(&reference, &model("z", DType::F32)), "input x is named z in the candidate");
         assert_eq!(
             reason(&reference, &model("x", DType::F64)),
-            "input x is double[2] in the rewritten model, not float[2]"
+            "input x is double[2] in the candidate, not float[2]"
         );
     }
 }

@@ -49,6 +49,13 @@ pub struct Arena {
     pub held: u64,
 }
 
+impl Memory {
+    /// The most that any run needs: the larger of the first run and the later ones.
+    pub fn peak(&self) -> Peak {
+        if self.first.bytes > self.steady.bytes { self.first } else { self.steady }
+    }
+}
+
 impl OnnxRuntime {
     /// Runs a model and measures its memory. On CUDA inputs and outputs are on the device; the inputs do not count.
     ///

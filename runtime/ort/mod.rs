@@ -9,12 +9,13 @@
 //!
 //! What memory a model takes is measured by [`OnnxRuntime::memory`].
 
+mod apply;
 mod counting;
+mod cuda;
 mod discover;
 mod measure;
 mod nodes;
 mod nvml;
-mod settings;
 mod values;
 
 use std::path::{Path, PathBuf};
@@ -29,14 +30,16 @@ use ort::session::builder::{AutoDevicePolicy, SessionBuilder};
 use ort::session::{Session as RawSession, SessionOutputs};
 
 use crate::panics::catch;
+use crate::settings::CUDA;
 use crate::{Backend, Interface, ModelFile, Named, Outputs, Port, RuntimeError, Session};
 use values::Input;
 
+pub use crate::settings::{Ep, Level, SessionKind, Settings};
 pub use counting::Peak;
+pub use cuda::{Driver, driver, usable};
 pub use discover::{Candidate, Library, Origin, choose, discover, inspect};
 pub use measure::{Arena, Memory};
 pub use nodes::Placement;
-pub use settings::{Ep, Language, Level, SessionKind, Settings, session_code};
 
 const NAME: &str = "onnxruntime";
 
@@ -131,7 +134,18 @@ impl OnnxRuntime {
         self.open(model, &Setup { settings: settings.into(), ep, counted: None })
     }
 
+    /// Makes sure of the execution provider, the driver and the device that sessions on CUDA need.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`]: what is missing.
+    pub fn require(&self, ep: Ep) -> Result<(), RuntimeError> {
+        let Ep::Cuda { device } = ep else { return Ok(()) };
+        usable(self.library(), &driver(), device)
+            .map_err(|reason| RuntimeError::Unavailable { runtime: CUDA, reason })
+    }
+
     fn open(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<OrtSession, RuntimeError> {
+        self.require(setup.ep)?;
         let raw = catch(|| {
             let mut builder = self.builder(model, setup)?;
             builder.commit_from_memory(&model.bytes).map_err(refused)
@@ -143,7 +157,7 @@ impl OnnxRuntime {
         let interface = Interface { inputs: ports(raw.inputs())?, outputs: ports(raw.outputs())? };
         let elsewhere = match setup.ep {
             Ep::Cpu => Vec::new(),
-            Ep::Cuda { .. } => settings::not_on(settings::CUDA, nodes::placements(&raw)?),
+            Ep::Cuda { .. } => nodes::not_on(CUDA, nodes::placements(&raw)?),
         };
         Ok(OrtSession { raw, interface, ep: setup.ep, elsewhere })
     }
@@ -164,12 +178,12 @@ impl OnnxRuntime {
                 .with_config_entry("session.model_external_initializers_file_folder_path", folder)
                 .map_err(failed)?;
         }
-        builder = settings::apply(setup.settings, builder).map_err(failed)?;
+        builder = apply::apply(setup.settings, builder).map_err(failed)?;
         if let Ep::Cuda { device } = setup.ep {
-            let provider = settings::cuda_provider(setup.settings, device).error_on_failure();
+            let provider = apply::cuda_provider(setup.settings, device).error_on_failure();
             builder = builder
                 .with_execution_providers([provider])
-                .map_err(|e| RuntimeError::Unavailable { runtime: settings::CUDA, reason: one_line(e) })?
+                .map_err(|e| RuntimeError::Unavailable { runtime: CUDA, reason: one_line(e) })?
                 .with_config_entry(nodes::RECORD, "1")
                 .map_err(failed)?;
         }

@@ -61,6 +61,11 @@ pub(super) fn placements(session: &Session) -> Result<Vec<Placement>, RuntimeErr
     Ok(found)
 }
 
+/// The nodes that another execution provider got.
+pub(super) fn not_on(provider: &str, placements: Vec<Placement>) -> Vec<Placement> {
+    placements.into_iter().filter(|p| p.provider != provider).collect()
+}
+
 fn qualified(domain: &str, operator: String) -> String {
     if domain.is_empty() || domain == "ai.onnx" { operator } else { format!("{domain}::{operator}") }
 }
@@ -102,5 +107,16 @@ mod tests {
         };
         assert_eq!(placement.to_string(), "n1 (com.microsoft::FusedConv) on CPUExecutionProvider");
         assert_eq!(qualified("ai.onnx", "Relu".into()), "Relu");
+    }
+
+    #[test]
+    fn nodes_on_the_processor_are_singled_out() {
+        let on = |provider: &str, node: &str| Placement {
+            provider: provider.into(),
+            node: node.into(),
+            operator: "Relu".into(),
+        };
+        let placed = vec![on("CUDAExecutionProvider", "a"), on("CPUExecutionProvider", "b")];
+        assert_eq!(not_on("CUDAExecutionProvider", placed), [on("CPUExecutionProvider", "b")]);
     }
 }

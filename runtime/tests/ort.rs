@@ -1,5 +1,5 @@
 //! What is measured in ONNX Runtime. The library is the one that `DMOPT_ORT_LIB` names; without it, every test here
-//! says that it was skipped.
+//! says that it was skipped. All of them run once more against the one that `DMOPT_ORT_LIB_OLD` names.
 
 #![cfg(feature = "ort")]
 #![allow(clippy::unwrap_used)]
@@ -11,8 +11,8 @@ use dmopt_ir::{DType, Dim, Storage, Tensor, TensorType, text};
 use dmopt_runtime::inputs::{Rng, random_tensor};
 use dmopt_runtime::ort::{Ep, Level, Memory, OnnxRuntime, SessionKind, Settings};
 use dmopt_runtime::{
-    Backend, ModelFile, Named, Options, RuntimeError, Session, Status, Tolerance, first_divergence, latency,
-    validate_with,
+    Backend, Inside, ModelFile, Named, Options, RuntimeError, Session, Status, Tolerance, compare_inside,
+    latency, validate_with,
 };
 
 /// Bytes of one activation of the models here.
@@ -23,14 +23,20 @@ fn runtime() -> Option<OnnxRuntime> {
     match std::env::var_os("DMOPT_ORT_LIB") {
         Some(path) => Some(OnnxRuntime::load(&PathBuf::from(path)).unwrap()),
         None => {
-            // Not println!, whose output the test harness keeps to itself.
-            let _ = writeln!(
-                std::io::stderr(),
-                "skipped: a test of ONNX Runtime (DMOPT_ORT_LIB names no library)"
-            );
+            skipped("a test of ONNX Runtime (DMOPT_ORT_LIB names no library)");
             None
         }
     }
+}
+
+/// Not println!, whose output the test harness keeps to itself.
+fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {what}");
+}
+
+/// Minor number of the version under test.
+fn minor(runtime: &OnnxRuntime) -> u32 {
+    runtime.library().version.split('.').nth(1).unwrap().parse().unwrap()
 }
 
 /// Initializers without values are zero.
@@ -156,9 +162,40 @@ fn a_peak_is_split_into_its_parts() {
 #[test]
 fn versions_that_tell_kernels_apart_tell_scratch_apart() {
     let Some(runtime) = runtime() else { return };
-    let minor: u32 = runtime.library().version.split('.').nth(1).unwrap().parse().unwrap();
     let peak = measure(&runtime, &mixing(&sum(), false), SessionKind::Tuned).steady;
-    assert_eq!(peak.scratch.is_some(), minor >= 30, "{}", runtime.library().version);
+    assert_eq!(peak.scratch.is_some(), minor(&runtime) >= 30, "{}", runtime.library().version);
+}
+
+/// Versions before 1.27 unfold a whole image per thread where there are several images or groups.
+#[test]
+fn scratch_of_convolutions_follows_the_version() {
+    let Some(runtime) = runtime() else { return };
+    let model = model(
+        "<ir_version: 8, opset_import: [\"\": 17]> g (float[2,64,64,64] x) => (float[2,64,64,64] y)
+         <float[64,64,3,3] w> { y = Conv<pads = [1, 1, 1, 1]>(x, w) }",
+    );
+    let x = random_tensor(&mut Rng::new(7), DType::F32, &[2, 64, 64, 64]).unwrap();
+    let settings = Settings { memory_pattern: false, arena: false, level: Level::Disabled };
+    let memory = runtime.memory(&model, settings, Ep::Cpu, &[("x".into(), x)]).unwrap();
+    let output = 2 * 64 * 64 * 64 * 4;
+    let unfolded = 64 * 9 * 64 * 64 * 4;
+    let piece = 64 * 1024;
+    let scratch = if minor(&runtime) < 27 { unfolded } else { piece };
+    assert_eq!(memory.steady.bytes, output + scratch, "{memory:?}");
+}
+
+/// A process can use one library, so the other one gets a process of its own.
+#[test]
+fn all_of_it_holds_on_an_older_version() {
+    let Some(old) = std::env::var_os("DMOPT_ORT_LIB_OLD") else {
+        return skipped("tests of an older ONNX Runtime (DMOPT_ORT_LIB_OLD names no library)");
+    };
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    again.env("DMOPT_ORT_LIB", &old).args(["--skip", "all_of_it_holds_on_an_older_version"]);
+    let done = again.output().unwrap();
+    let told = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "with {}: {told}", old.display());
+    assert!(!String::from_utf8_lossy(&done.stderr).contains("skipped: a test of ONNX Runtime"), "{told}");
 }
 
 #[test]
@@ -267,8 +304,7 @@ fn sequences_are_refused_without_a_panic() {
 fn cuda_without_cuda_is_an_error_and_never_the_processor() {
     let Some(runtime) = runtime() else { return };
     if runtime.library().providers.iter().any(|p| p == "CUDAExecutionProvider") {
-        println!("skipped: this library has CUDA");
-        return;
+        return skipped("refusing CUDA (this library has it)");
     }
     let model = mixing(&sum(), false);
     for kind in [SessionKind::Default, SessionKind::Tuned] {
@@ -328,13 +364,15 @@ fn the_first_value_that_differs_is_named() {
     };
     let right = exposed(layers(["0.5", "0.25", "0.75"]));
     let wrong = exposed(layers(["0.5", "0.2525", "0.75"]));
-    let shared = ["m1", "a1", "m2", "a2", "m3"].map(String::from);
+    let shared =
+        [&["m1", "a1"][..], &["m2", "a2", "m3"]].map(|group| group.iter().map(|v| v.to_string()).collect());
     let tolerance = Tolerance { abs: 0.0, rel: 1e-5 };
-    let first = |candidate: &dmopt_runtime::Expose<'_>| {
-        first_divergence(&backend, &shared, &right, candidate, &inputs(), tolerance).unwrap()
+    let look = |candidate: &dmopt_runtime::Expose<'_>| {
+        compare_inside(&backend, &shared, &right, candidate, &inputs(), tolerance).unwrap()
     };
-    assert_eq!(first(&wrong).unwrap().value, "m2");
-    assert_eq!(first(&right), None);
+    let (inside, first) = look(&wrong);
+    assert_eq!((inside.values, first.unwrap().value.as_str()), (3, "m2"));
+    assert_eq!(look(&right), (Inside { values: 5, bit_identical: true, max_rel: 0.0 }, None));
 }
 
 #[test]
