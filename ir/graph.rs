@@ -54,6 +54,7 @@ pub struct Value {
     pub extra: Bytes,
     uses: IndexSet<Use>,
     outputs: u32,
+    pinned: bool,
 }
 
 /// Where a value comes from.
@@ -180,10 +181,16 @@ impl Graph {
     }
 
     /// How often this value is read: by operators (each operand position counts, all bodies of an operator
-    /// together once) and as an output of the graph.
+    /// together once), as an output of the graph, and from outside where it is pinned.
     pub fn readers(&self, id: ValueId) -> usize {
         let value = self.value(id);
-        value.uses.len() + value.outputs as usize
+        value.uses.len() + value.outputs as usize + usize::from(value.pinned)
+    }
+
+    /// True when something outside of the graph refers to the value by its name, as training does: it keeps that name,
+    /// and a constant may be changed between runs.
+    pub fn is_pinned(&self, id: ValueId) -> bool {
+        self.value(id).pinned
     }
 
     /// True when the value is an output of the graph.
@@ -204,10 +211,11 @@ impl Graph {
         self.value(id).ty.as_ref()?.tensor()
     }
 
-    /// The value, if it is the same in every run: an initializer that is not an input, or the result of a
-    /// `Constant` operator.
+    /// The value, if it is the same in every run: an initializer that is not an input and not pinned, or the result
+    /// of a `Constant` operator.
     pub fn constant(&self, id: ValueId) -> Option<Cow<'_, Tensor>> {
         match &self.value(id).def {
+            Def::Initializer(_) if self.is_pinned(id) => None,
             Def::Initializer(t) => Some(Cow::Borrowed(t)),
             Def::Op { op, .. } if self.op(*op).is("Constant") => constant_of(self.op(*op)),
             _ => None,
@@ -302,7 +310,7 @@ impl Graph {
     pub(crate) fn new_value(&mut self, name: String, ty: Option<Type>, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         let (uses, extra) = (IndexSet::new(), Bytes::new());
-        self.values.push(Value { name, ty, def, extra, uses, outputs: 0 });
+        self.values.push(Value { name, ty, def, extra, uses, outputs: 0, pinned: false });
         id
     }
 
@@ -338,7 +346,7 @@ impl Graph {
     /// Makes a value that nothing reads undefined and frees its name.
     pub(crate) fn bury(&mut self, id: ValueId) {
         let value = self.value_mut(id);
-        debug_assert!(value.uses.is_empty() && value.outputs == 0);
+        debug_assert!(value.uses.is_empty() && value.outputs == 0 && !value.pinned);
         value.def = Def::Dead;
         value.name.clear();
         value.ty = None;
@@ -597,6 +605,11 @@ impl Builder {
     pub fn output(&mut self, id: ValueId) {
         self.graph.outputs.push(id);
         self.graph.value_mut(id).outputs += 1;
+    }
+
+    /// Says that something outside of the graph refers to a value by its name; see [`Graph::is_pinned`].
+    pub fn pin(&mut self, id: ValueId) {
+        self.graph.value_mut(id).pinned = true;
     }
 
     /// Declares the type of a value.

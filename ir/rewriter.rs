@@ -234,6 +234,9 @@ pub enum Refusal {
     /// A value to be erased or dropped has readers, or cannot be dropped.
     #[error("'{0}' is still in use")]
     InUse(String),
+    /// Training refers to a value by its name, which the edit would take away.
+    #[error("training refers to '{0}'")]
+    Pinned(String),
     /// A body hides the replacement behind a value of the same name.
     #[error("'{0}' is hidden within a body by a value of the same name")]
     Shadowed(String),
@@ -386,6 +389,13 @@ impl<'g> Rewriter<'g> {
             {
                 let value = graph.value(*old).name.clone();
                 return Err(Refusal::Type { value, old: old_type.clone(), new: new_type.clone() });
+            }
+            let renamed = match *new {
+                Operand::Value(new) if graph.is_output(*old) => Some(new),
+                _ => None,
+            };
+            if let Some(pinned) = renamed.into_iter().chain([*old]).find(|&v| graph.is_pinned(v)) {
+                return Err(Refusal::Pinned(graph.value(pinned).name.clone()));
             }
             if matches!(graph.value(*old).def, Def::Input { .. }) && graph.is_output(*old) {
                 // Input and output are one value with one name: neither can be parted from it.

@@ -15,10 +15,10 @@
 //!    compatible with their types.
 //! 8. **Imported**: the operator set of every operator has a version.
 //!
-//! And for a pass: the [`Boundary`] (inputs and outputs, their names, order and types) stays.
+//! And for a pass: the [`Boundary`] (inputs and outputs, their names, order and types; names of pinned values) stays.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use crate::infer::{self, Known};
@@ -79,6 +79,7 @@ pub fn verify_model(model: &Model) -> Vec<Violation> {
 pub struct Boundary {
     inputs: Vec<(String, Option<Type>)>,
     outputs: Vec<(String, Option<Type>)>,
+    pinned: BTreeSet<String>,
 }
 
 impl Boundary {
@@ -87,13 +88,19 @@ impl Boundary {
         let side = |values: &[ValueId]| {
             values.iter().map(|&v| (graph.value(v).name.clone(), graph.value(v).ty.clone())).collect()
         };
-        Boundary { inputs: side(graph.inputs()), outputs: side(graph.outputs()) }
+        let pinned = graph.values().filter(|&v| graph.is_pinned(v)).map(|v| graph.value(v).name.clone());
+        Boundary { inputs: side(graph.inputs()), outputs: side(graph.outputs()), pinned: pinned.collect() }
     }
 
     /// What has changed since: names, their order, or types beyond what inference may add.
     pub fn check(&self, graph: &Graph) -> Vec<Violation> {
         let now = Boundary::of(graph);
-        let mut violations = Vec::new();
+        let lost = |name: &String| Violation {
+            invariant: Invariant::Boundary,
+            reason: format!("training refers to '{name}', which is gone"),
+            op: None,
+        };
+        let mut violations: Vec<Violation> = self.pinned.difference(&now.pinned).map(lost).collect();
         for (side, before, after) in
             [("input", &self.inputs, &now.inputs), ("output", &self.outputs, &now.outputs)]
         {

@@ -231,9 +231,6 @@ pub enum ExportError {
     /// Operators depend on each other in a circle.
     #[error("{0} depends on its own result: the graph has a cycle")]
     Cycle(String),
-    /// A value is gone that the model's training graphs refer to.
-    #[error("the training graphs of the model refer to '{0}', which is no longer there")]
-    Trained(String),
     /// An `extra` that the importer did not make.
     #[error("what was kept from the input cannot be read back: {0}")]
     Extra(#[from] prost::DecodeError),

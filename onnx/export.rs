@@ -119,12 +119,6 @@ impl Exporter<'_> {
         proto.output = declared(&scope, graph.outputs(), extra.outputs);
         proto.value_info = self.value_info(&scope, extra.strays)?;
         proto.node = self.nodes(&scope)?;
-        if !extra.trained.is_empty() {
-            let names: HashSet<&str> = graph.values().map(|id| scope.name(id)).collect();
-            if let Some(name) = extra.trained.iter().find(|name| !names.contains(name.as_str())) {
-                return Err(ExportError::Trained(name.clone()));
-            }
-        }
         Ok(proto)
     }
 

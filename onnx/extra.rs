@@ -61,8 +61,6 @@ messages! {
         3 => outputs: Vec<Declaration>,
         /// Entries of value_info for which there is no value, or which repeat one.
         4 => strays: Vec<Declaration>,
-        /// Values that the model's training graphs refer to by name, which the graph does not know of.
-        5 => trained: Vec<String>,
     }
 }
 

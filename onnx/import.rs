@@ -149,8 +149,9 @@ impl Importer {
         match outer {
             Some(outer) => capture(&mut builder, outer)?,
             None => {
-                extra.trained =
-                    self.trained.iter().filter(|name| is_defined(&builder, name)).cloned().collect()
+                let defined: Vec<ValueId> =
+                    self.trained.iter().filter_map(|name| defined(&builder, name)).collect();
+                defined.into_iter().for_each(|id| builder.pin(id));
             }
         }
         extra.inputs = declarations(inputs, &builder);
@@ -402,8 +403,8 @@ fn mention(info: &ValueInfoProto, builder: &mut Builder) -> Option<ValueId> {
     Some(id)
 }
 
-fn is_defined(builder: &Builder, name: &str) -> bool {
-    builder.find(name).is_some_and(|id| !matches!(builder.graph().value(id).def, Def::Dead))
+fn defined(builder: &Builder, name: &str) -> Option<ValueId> {
+    builder.find(name).filter(|&id| !matches!(builder.graph().value(id).def, Def::Dead))
 }
 
 /// What to keep of inputs or outputs: all, if there is anything to say about one.

@@ -3,8 +3,8 @@
 //! Bits decide, so `0.0` and `-0.0` differ and NaN equals itself. Data in other files are equal when they are the
 //! same range of the same file, and are never read. Of tensors of the same type and shape only the ends are read
 //! first, and the rest only where these agree, so that a large model is not read for nothing. An initializer that
-//! is listed as an input may be replaced by the caller, and stays; one that is an output of the graph keeps its
-//! name.
+//! is listed as an input may be replaced by the caller, and one that training refers to may be changed by it: both
+//! stay. One that is an output of the graph keeps its name.
 //!
 //! ```onnx
 //! f (float[2] x) => (float[2] y) <float[2] a = {1, 2}, float[2] b = {1, 2}> {
@@ -99,7 +99,9 @@ fn merges_within(graph: &Graph, mut equal: Vec<ValueId>) -> Vec<(ValueId, ValueI
 
 fn tensor_of(graph: &Graph, value: ValueId) -> Option<&Tensor> {
     match &graph.value(value).def {
-        Def::Initializer(tensor) if tensor.storage != Storage::Absent => Some(tensor),
+        Def::Initializer(tensor) if tensor.storage != Storage::Absent && !graph.is_pinned(value) => {
+            Some(tensor)
+        }
         _ => None,
     }
 }

@@ -447,6 +447,50 @@ fn external_data_that_are_missing_or_too_short_are_noticed_though_nothing_reads_
     desk.run("inspect a/m.onnx").succeeds();
 }
 
+/// `y = x * (w + same) + x` with `w` and the value `t` in reach of training, where nothing in the graph itself keeps
+/// them from being folded, merged and renamed.
+#[test]
+fn what_training_refers_to_stays_a_variable_with_its_name() {
+    use dmopt::onnx::schema::*;
+    let mut model = proto(
+        "<ir_version: 10, opset_import: [\"\": 21]> g (float[2] x) => (float[2] y)
+         <float[2] w = {1.0, 2.0}, float[2] same = {1.0, 2.0}, float[2] momentum = {0.0, 0.0}> {
+            s = Add(w, same) t = Mul(x, s) i = Identity(t) y = Add(i, x)
+        }",
+    );
+    let name = |name: &str| vec![name.to_string()];
+    let step = NodeProto {
+        op_type: Some("Neg".into()),
+        input: name("t"),
+        output: name("new_w"),
+        ..Default::default()
+    };
+    let binding = |key: &str, value: &str| StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(value.into()),
+        ..Default::default()
+    };
+    model.training_info = vec![TrainingInfoProto {
+        algorithm: Some(GraphProto { node: vec![step], ..Default::default() }),
+        update_binding: vec![binding("w", "new_w"), binding("momentum", "new_w")],
+        ..Default::default()
+    }];
+    let training = model.training_info.clone();
+    let desk = Desk::new();
+    fs::write(desk.path("m.onnx"), bytes(model)).unwrap();
+    desk.run("optimize m.onnx --verify --report r.json").succeeds();
+    assert_eq!(desk.report("r.json").validation.status, verdict());
+
+    let result = onnx::decode("m.opt.onnx", onnx::open(&desk.path("m.opt.onnx")).unwrap()).unwrap();
+    assert_eq!(result.training_info, training);
+    let graph = result.graph.unwrap();
+    let initializers: Vec<&str> = graph.initializer.iter().filter_map(|t| t.name.as_deref()).collect();
+    assert_eq!(initializers, ["w", "same", "momentum"]);
+    let nodes: Vec<(&str, &str)> =
+        graph.node.iter().map(|n| (n.op_type.as_deref().unwrap(), n.output[0].as_str())).collect();
+    assert_eq!(nodes, [("Add", "s"), ("Mul", "t"), ("Add", "y")], "only the Identity is of no use");
+}
+
 #[test]
 fn weights_of_the_input_are_never_overwritten() {
     let desk = external();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dmopt_ir::{self as ir, DType, Def, Names, Patch, Rewriter, Safety, Storage, Tensor};
+use dmopt_ir::{self as ir, DType, Def, Names, Patch, Refusal, Rewriter, Safety, Storage, Tensor};
 use dmopt_onnx::schema::*;
 use dmopt_onnx::*;
 use prost::Message;
@@ -331,7 +331,7 @@ fn what_a_pass_does_not_touch_survives() {
 }
 
 #[test]
-fn a_value_that_training_refers_to_is_not_lost_in_silence() {
+fn a_value_that_training_refers_to_keeps_its_name() {
     let mut graph = graph(vec![node("Identity", &["x"], &["i"]), node("Abs", &["i"], &["y"])]);
     graph.initializer = vec![weights("unused", &[1], &[1.0])];
     let algorithm = GraphProto { node: vec![node("Neg", &["i"], &["g"])], ..Default::default() };
@@ -347,9 +347,17 @@ fn a_value_that_training_refers_to_is_not_lost_in_silence() {
     let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Exact, &mut fuel);
     let mut patch = Patch::new(Safety::Exact);
     patch.replace_uses(i, x);
-    rewriter.apply(patch).unwrap();
+    assert_eq!(rewriter.apply(patch), Err(Refusal::Pinned("i".into())));
+    let (y, unused) = (value(rewriter.graph(), "y"), value(rewriter.graph(), "unused"));
+    let mut patch = Patch::new(Safety::Exact);
+    patch.replace_uses(y, i);
+    assert_eq!(rewriter.apply(patch), Err(Refusal::Pinned("i".into())), "i would be called y");
+    let mut patch = Patch::new(Safety::Exact);
+    patch.drop_initializer(unused);
+    assert_eq!(rewriter.apply(patch), Err(Refusal::InUse("unused".into())));
+    assert_eq!(rewriter.graph().constant(unused), None, "training changes it");
     rewriter.finish().unwrap();
-    assert_eq!(export(&model, &ExportOptions::default()), Err(ExportError::Trained("i".into())));
+    assert_eq!(exported(&model), proto);
 }
 
 #[test]
