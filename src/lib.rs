@@ -118,7 +118,9 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let outcome = rewrite(&mut model, source, options)?;
 
     say(Stage::Write);
-    let candidate = onnx::export(&model, &onnx::ExportOptions::default())
+    // Types that were inferred on the way are no reason to write another file than came in.
+    let untouched = outcome.safety.is_none().then(|| source.model()).transpose()?;
+    let candidate = onnx::export(untouched.as_ref().unwrap_or(&model), &onnx::ExportOptions::default())
         .map_err(|cause| Error::Export { file: source.name.clone(), cause })?;
     let check = (options.validate != Validate::Never).then(|| runtime::Options {
         seed: options.seed,

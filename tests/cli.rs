@@ -168,6 +168,22 @@ fn optimizing_the_output_again_finds_nothing_left_to_do() {
 }
 
 #[test]
+fn a_model_with_nothing_to_do_is_written_as_it_came() {
+    // Inference knows more of the types within the branches and of the output than the file says.
+    let desk = Desk::with_text(
+        "<ir_version: 10, opset_import: [\"\": 21]>
+         g (bool c, float[2] x) => (float[?] y) <float[?] t> {
+            t = Exp(x)
+            y = If (c) <
+              then_branch = a () => (float[?] v) { v = Relu(t) },
+              else_branch = b () => (float[?] w) { w = Neg(t) }>
+        }",
+    );
+    desk.run("optimize m.onnx").succeeds();
+    assert_eq!(fs::read(desk.path("m.opt.onnx")).unwrap(), fs::read(desk.path("m.onnx")).unwrap());
+}
+
+#[test]
 fn the_output_can_be_named_in_two_ways_but_not_both() {
     let desk = Desk::with(EXPORT);
     desk.run("optimize m.onnx a.onnx --no-validate").succeeds();
