@@ -4,10 +4,23 @@
 //! nothing else is ever allocated. A runtime needs at least about that much; how much more is its own affair, which
 //! is why a measured peak is reported apart from a predicted one. [`ort`] is the plan of one runtime, reproduced.
 //! [`Kernels`] says what single operators do with memory, for both.
+//!
+//! Finding an order is a problem of its own, and needs no graph: [`Problem`] is what it is about, [`heuristics`] are
+//! orders that cost nothing, [`bound`] is what no order can avoid, and [`search()`] looks for the best.
 
+pub mod bound;
+mod flow;
+pub mod heuristics;
 mod kernels;
+#[cfg(test)]
+mod laws;
 pub mod liveness;
 pub mod ort;
+pub mod problem;
+pub mod search;
+mod state;
 
 pub use kernels::{Kernels, same_size};
 pub use liveness::{Peak, Unknown, file_order};
+pub use problem::Problem;
+pub use search::{Found, Limits, search};

@@ -1,0 +1,183 @@
+//! Laws of bounds and searches on random problems, against what follows from the definitions alone.
+
+use std::collections::HashMap;
+
+use arbtest::arbitrary::{Result, Unstructured};
+use arbtest::arbtest;
+
+use crate::bound;
+use crate::heuristics::Heuristic;
+use crate::problem::{Buffer, InPlace, Operator, Problem};
+use crate::search::beam::beam;
+use crate::search::exact::{Exact, Outcome};
+use crate::search::{Certificate, Limits, search};
+use crate::state::State;
+
+/// Runs a property on so many random inputs; which ones never depends on the time they take.
+fn each(count: u64, mut property: impl FnMut(&mut Unstructured<'_>) -> Result<()>) {
+    // The lower half of a seed is the number of random bytes.
+    (0..count).for_each(|seed| arbtest(&mut property).seed(seed << 32 | 512).run());
+}
+
+/// A random problem; sizes are small, so that many are equal.
+fn random(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<Problem> {
+    let n = u.int_in_range(least..=most)?;
+    let (mut ops, mut buffers): (Vec<Operator>, Vec<Buffer>) = (Vec::new(), Vec::new());
+    // With a short memory graphs become long, with a long one wide.
+    let memory = u.int_in_range(1..=8usize)?;
+    for v in 0..n {
+        let known = buffers.len();
+        let mut op = Operator::default();
+        for _ in 0..u.int_in_range(0..=3)? {
+            if known > 0 {
+                op.reads.push(known - 1 - u.choose_index(known.min(memory))?);
+            }
+        }
+        if v > 0 && u.ratio(1, 10)? {
+            op.after.push(u.choose_index(v)?);
+        }
+        let results = if u.ratio(1, 10)? { 0 } else { u.int_in_range(1..=2)? };
+        for _ in 0..results {
+            op.creates.push(buffers.len());
+            let bytes = u.int_in_range(0..=4u64)?;
+            buffers.push(Buffer::new(bytes, u.ratio(1, 8)?));
+        }
+        for &result in &op.creates {
+            let mut over = op.reads.clone();
+            over.retain(|&b| buffers[b].bytes == buffers[result].bytes);
+            if !over.is_empty() && u.ratio(2, 3)? {
+                let first = u.choose_index(over.len())?;
+                over.rotate_left(first);
+                op.in_place.push(InPlace { result, over });
+            }
+        }
+        if u.ratio(1, 4)? {
+            op.scratch = u.int_in_range(0..=3)?;
+        }
+        ops.push(op);
+    }
+    Ok(Problem::new(ops, buffers).unwrap())
+}
+
+/// Bytes while `v` runs after the operators of `done`, by the definition: buffers are allocated, taken over and freed
+/// one by one. The second number is what is left after it.
+fn simulate(p: &Problem, done: u32, v: usize) -> (u64, u64) {
+    let ran = |u: usize, done: u32| done >> u & 1 == 1;
+    let alive = |b: &Buffer, done: u32| {
+        ran(b.creator(), done) && (b.kept || b.readers().any(|reader| !ran(reader, done)))
+    };
+    let live = |done: u32| p.buffers().iter().filter(|b| alive(b, done)).map(|b| b.bytes).sum::<u64>();
+    let op = &p.ops()[v];
+    let mut dying: Vec<usize> =
+        op.reads.iter().copied().filter(|&b| !alive(&p.buffers()[b], done | 1 << v)).collect();
+    let mut fresh = 0;
+    for &result in &op.creates {
+        let over = op.in_place.iter().filter(|pair| pair.result == result).flat_map(|pair| &pair.over);
+        match over.into_iter().find_map(|b| dying.iter().position(|d| d == b)) {
+            Some(taken) => drop(dying.remove(taken)),
+            None => fresh += p.buffers()[result].bytes,
+        }
+    }
+    (live(done) + fresh + op.scratch, live(done | 1 << v))
+}
+
+/// The lowest peak over all orders that go on after `done`.
+fn lowest(p: &Problem, done: u32, known: &mut HashMap<u32, u64>) -> u64 {
+    if let Some(&peak) = known.get(&done) {
+        return peak;
+    }
+    let ready =
+        (0..p.len()).filter(|&v| done >> v & 1 == 0 && p.ops()[v].after.iter().all(|&u| done >> u & 1 == 1));
+    let peak = ready.map(|v| simulate(p, done, v).0.max(lowest(p, done | 1 << v, known))).min().unwrap_or(0);
+    known.insert(done, peak);
+    peak
+}
+
+#[test]
+fn a_run_needs_what_the_definition_says_forward_and_backward() {
+    each(1_000, |u| {
+        let p = random(u, 1, 12)?;
+        let (mut state, mut done) = (State::new(&p), 0u32);
+        for _ in 0..40 {
+            let back = !state.log.is_empty() && (state.ready.is_empty() || u.ratio(1, 3)?);
+            if back {
+                done &= !(1 << state.log[state.log.len() - 1]);
+                state.undo();
+            } else if !state.ready.is_empty() {
+                let v = state.ready[u.choose_index(state.ready.len())?] as usize;
+                state.run(v);
+                done |= 1 << v;
+            }
+            let mut ready = state.ready.clone();
+            ready.sort_unstable();
+            let expected: Vec<u32> = (0..p.len() as u32)
+                .filter(|v| done >> v & 1 == 0)
+                .filter(|&v| p.ops()[v as usize].after.iter().all(|&u| done >> u & 1 == 1))
+                .collect();
+            assert_eq!(ready, expected);
+            for v in ready.into_iter().map(|v| v as usize) {
+                assert_eq!((state.needs(v), state.after(v)), simulate(&p, done, v));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_order_found_is_the_best_of_all_and_no_bound_exceeds_it() {
+    each(6_000, |u| {
+        let p = random(u, 1, 9)?;
+        let best = lowest(&p, 0, &mut HashMap::new());
+        let found = search(&p, &Limits::default());
+        assert!(p.is_order(&found.order));
+        assert_eq!((p.peak(&found.order), found.certificate()), (found.peak_bytes, Certificate::Optimal));
+        assert_eq!(found.peak_bytes, best, "{p:?}");
+        let file: Vec<usize> = (0..p.len()).collect();
+        let bounds = [bound::operator(&p), bound::forced(&p), bound::cut(&p, &file, u64::MAX)];
+        assert!(bounds.is_sorted() && bounds[2] <= best, "{bounds:?} {best} {p:?}");
+        for heuristic in Heuristic::ALL {
+            let order = heuristic.order(&p);
+            assert!(p.is_order(&order), "{heuristic:?}");
+            assert!(p.peak(&order) >= best);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_exact_search_alone_finds_the_best_and_beams_keep_their_budget() {
+    each(6_000, |u| {
+        let p = random(u, 1, 10)?;
+        let best = lowest(&p, 0, &mut HashMap::new());
+        let mut steps = u64::MAX;
+        match Exact::new(&p, u.int_in_range(0..=best)?).advance(u64::MAX, u64::MAX, &mut steps) {
+            Outcome::Found(order) => assert_eq!(p.peak(&order), best, "{p:?}"),
+            _ => panic!("no order found: {p:?}"),
+        }
+        let budget = best + u.int_in_range(0..=3)?;
+        if let Some(order) = beam(&p, budget, u.int_in_range(1..=3)?, &mut steps) {
+            assert!(p.peak(&order) <= budget);
+        }
+        if best > 0 {
+            assert!(matches!(Exact::new(&p, 0).advance(best, u64::MAX, &mut steps), Outcome::Exhausted));
+            assert!(beam(&p, best - 1, 3, &mut steps).is_none());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_search_that_is_cut_off_is_still_right() {
+    each(1_000, |u| {
+        let p = random(u, 6, 14)?;
+        let best = lowest(&p, 0, &mut HashMap::new());
+        let limits = Limits { states: u.int_in_range(0..=20)?, steps: u.int_in_range(0..=400)? };
+        let found = search(&p, &limits);
+        assert!(p.is_order(&found.order));
+        assert_eq!(p.peak(&found.order), found.peak_bytes);
+        assert!((found.lower_bound_bytes..=found.peak_bytes).contains(&best), "{found:?} {best} {p:?}");
+        assert!(Heuristic::ALL.iter().all(|h| p.peak(&h.order(&p)) >= found.peak_bytes));
+        assert_eq!(search(&p, &limits), found);
+        Ok(())
+    });
+}
