@@ -16,14 +16,14 @@
 
 use crate::flow::{Network, UNBOUNDED};
 use crate::problem::Problem;
-use crate::state::{State, taken_over};
+use crate::state::{State, saved};
 
 /// The operator bound, in bytes.
 pub fn operator(problem: &Problem) -> u64 {
     let needs = |v: usize| {
         let op = &problem.ops[v];
         let there: u64 = op.reads.iter().chain(&op.creates).map(|&b| problem.buffers[b].bytes).sum();
-        there + op.scratch - taken_over(problem, v, |_| true)
+        there + op.scratch - saved(problem, v, |_| true)
     };
     (0..problem.len()).map(needs).max().unwrap_or(0)
 }
@@ -100,7 +100,7 @@ fn forced_at(problem: &Problem, relation: &Relation, v: usize) -> u64 {
         relation.before(buffer.creator, v) && !op.reads.contains(b) && (buffer.kept || later(*b))
     });
     let others: u64 = others.map(|(_, buffer)| buffer.bytes).sum();
-    operands + results + op.scratch + others - taken_over(problem, v, |b| !later(b))
+    operands + results + op.scratch + others - saved(problem, v, |b| !later(b))
 }
 
 /// Lowers `most` to what each operator needs that is ready after this down-set.

@@ -5,8 +5,8 @@
 //! is why a measured peak is reported apart from a predicted one. [`ort`] is the plan of one runtime, reproduced.
 //! [`Kernels`] says what single operators do with memory, for both.
 //!
-//! Finding an order is a problem of its own, and needs no graph: [`Problem`] is what it is about, [`heuristics`] are
-//! orders that cost nothing, [`bound`] is what no order can avoid, and [`search()`] looks for the best.
+//! Finding an order is a problem of its own, and needs no graph: [`Scheduling`] makes a [`Problem`] of one, [`heuristics`]
+//! are orders that cost nothing, [`bound`] is what no order can avoid, and [`search()`] looks for the best.
 
 pub mod bound;
 mod flow;
@@ -17,10 +17,12 @@ mod laws;
 pub mod liveness;
 pub mod ort;
 pub mod problem;
+mod scheduling;
 pub mod search;
 mod state;
 
 pub use kernels::{Kernels, same_size};
 pub use liveness::{Peak, Unknown, file_order};
 pub use problem::Problem;
+pub use scheduling::Scheduling;
 pub use search::{Found, Limits, search};

@@ -1,23 +1,22 @@
-//! The peak of activation memory when operators run one after the other in file order.
+//! The peak of activation memory when operators run one after the other.
 //!
 //! The rules:
 //! - The result of an operator is in memory from that operator on, through its last reader. A result that nothing
 //!   reads is there while its operator runs. Outputs of the graph stay to the end.
-//! - Operands and results of an operator are in memory together: nothing is computed in place.
-//! - `Identity`, `Reshape`, `Flatten`, `Squeeze` and `Unsqueeze` are views: their result is the buffer of their first
-//!   operand, which then lives until the last reader of either.
-//! - What exists before the run and stays after it is not counted: weights (initializers and `Constant` operators)
-//!   and the inputs, which belong to the caller. A view of one of these is not counted either.
-//! - A body (branch of `If`, body of `Loop` or `Scan`) runs while its operator does, and its own peak is added
-//!   there; of several bodies the largest, since one runs at a time. Within a body its inputs are counted too, to the
-//!   end: in a loop they are the results of the round before. Results of the body and of its operator are counted
-//!   both, which is too much rather than too little.
-//! - Scratch memory of kernels, alignment and reuse are a runtime's own and not part of this model. Neither is what
-//!   a call of a model-local function needs inside.
+//! - Operands and results of an operator are in memory together, save for results that are computed in place: in none
+//!   of the steps for [`file_order`], where the kernels allow it for [`in_order`], with [`Kernels::Ideal`] in every
+//!   elementwise operator.
+//! - Views (`Identity`, `Reshape`, ...) are the buffer of their operand, which then lives until the last reader of
+//!   either.
+//! - Scratch memory of kernels counts for [`in_order`] alone, as far as it is known.
+//! - Alignment, reuse and what a call of a model-local function needs inside are no part of this model. Weights, inputs
+//!   and bodies: see [`Scheduling`].
 
 use dmopt_ir::{Graph, OpId, ValueId};
 
-use crate::kernels::is_view;
+use crate::kernels::Kernels;
+use crate::scheduling::Scheduling;
+use crate::state::taken_over;
 
 /// The moment of a run at which most bytes are in memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -26,10 +25,13 @@ pub struct Peak {
     pub bytes: u64,
     /// The operator that runs then, the first of several; `None` for a graph without operators.
     pub at: Option<OpId>,
-    /// The buffers in memory then, each named by the value that created it, with its size in bytes, in file order.
+    /// The buffers in memory then, each named by the value that created it, with its size in bytes, in file order. One
+    /// that is just taken over stands under the name of the operand.
     pub live: Vec<(ValueId, u64)>,
     /// Of `bytes`, what the bodies of the operator need.
     pub in_bodies: u64,
+    /// Of `bytes`, scratch memory of the operator's kernel.
+    pub scratch: u64,
 }
 
 /// Why there is no prediction.
@@ -41,6 +43,12 @@ pub enum Unknown {
     /// Operators depend on each other in a circle.
     #[error("the graph has a cycle")]
     Cycle,
+    /// The sizes add up to more than any machine has.
+    #[error("the sizes of all values add up to more than 2^60 bytes")]
+    TooLarge,
+    /// The operators given are not those of the graph, or not in an order in which they could run.
+    #[error("the operators are not in an order in which they could run")]
+    Order,
 }
 
 fn describe(values: &[String]) -> String {
@@ -51,104 +59,56 @@ fn describe(values: &[String]) -> String {
     }
 }
 
-/// The peak of a graph in file order, by the rules of this [module](self).
+/// The peak of a graph in file order, nothing computed in place.
 ///
 /// # Errors
 /// A size is not known, in the graph or in a body.
 pub fn file_order(graph: &Graph) -> Result<Peak, Unknown> {
-    let order = graph.order().map_err(|_| Unknown::Cycle)?;
-    peak(graph, &order, false)
+    let scheduling = Scheduling::build(graph, None, false)?;
+    let order: Vec<usize> = (0..scheduling.ops().len()).collect();
+    Ok(peak(&scheduling, &order))
 }
 
-/// A buffer: bytes and the steps (inclusive) between which it is in memory.
-struct Buffer {
-    value: ValueId,
-    bytes: u64,
-    first: usize,
-    last: usize,
+/// The peak of a graph in an order of its operators, by kernels that compute in place what they can.
+///
+/// # Errors
+/// A size is not known, in the graph or in a body, or it is no order of the operators.
+pub fn in_order(graph: &Graph, order: &[OpId], kernels: Kernels) -> Result<Peak, Unknown> {
+    let scheduling = Scheduling::new(graph, kernels)?;
+    let order = scheduling.numbers(order).filter(|order| scheduling.problem().is_order(order));
+    Ok(peak(&scheduling, &order.ok_or(Unknown::Order)?))
 }
 
-fn peak(graph: &Graph, order: &[OpId], is_body: bool) -> Result<Peak, Unknown> {
-    let mut unknown = Vec::new();
-    let buffers = buffers(graph, order, is_body, &mut unknown);
-    let mut in_bodies = vec![0u64; order.len()];
-    for (step, &id) in order.iter().enumerate() {
-        for body in graph.op(id).bodies() {
-            let order = body.order().map_err(|_| Unknown::Cycle)?;
-            match peak(body, &order, true) {
-                Ok(peak) => in_bodies[step] = in_bodies[step].max(peak.bytes),
-                Err(Unknown::Sizes(names)) => unknown.extend(names),
-                Err(cycle) => return Err(cycle),
-            }
-        }
-    }
-    if !unknown.is_empty() {
-        return Err(Unknown::Sizes(unknown));
-    }
+/// The peak in an order of the operators, by number.
+fn peak(scheduling: &Scheduling, order: &[usize]) -> Peak {
+    let problem = scheduling.problem();
+    let profile = problem.profile(order);
+    let Some(bytes) = profile.iter().copied().max() else { return Peak::default() };
+    let step = profile.iter().position(|&needs| needs == bytes).unwrap_or_default();
+    let v = order[step];
 
-    // Bytes that appear at a step, and bytes that are gone from a step on.
-    let (mut appear, mut vanish) = (vec![0u128; order.len() + 2], vec![0u128; order.len() + 2]);
-    for buffer in &buffers {
-        appear[buffer.first] += u128::from(buffer.bytes);
-        vanish[buffer.last + 1] += u128::from(buffer.bytes);
-    }
-    let (mut now, mut most, mut best_step) = (0, None, 0);
-    for step in 0..order.len().max(1) {
-        now = now + appear[step] - vanish[step];
-        let total = now + u128::from(in_bodies.get(step).copied().unwrap_or(0));
-        if most.is_none_or(|most| total > most) {
-            (most, best_step) = (Some(total), step);
-        }
-    }
-    let there = |b: &&Buffer| (b.first..=b.last).contains(&best_step);
-    Ok(Peak {
-        bytes: most.unwrap_or(0).try_into().unwrap_or(u64::MAX),
-        at: order.get(best_step).copied(),
-        live: buffers.iter().filter(there).map(|b| (b.value, b.bytes)).collect(),
-        in_bodies: in_bodies.get(best_step).copied().unwrap_or(0),
-    })
-}
-
-/// Every buffer that is counted, in the order of creation; values of unknown size go to `unknown`.
-fn buffers(graph: &Graph, order: &[OpId], is_body: bool, unknown: &mut Vec<String>) -> Vec<Buffer> {
-    let mut step_of = vec![0usize; graph.op_bound()];
-    order.iter().enumerate().for_each(|(step, id)| step_of[id.index()] = step);
-    let end = order.len().saturating_sub(1);
-    let mut buffers: Vec<Buffer> = Vec::new();
-    let mut buffer_of: Vec<Option<usize>> = vec![None; graph.value_bound()];
-    let mut create = |value: ValueId, first: usize, last: usize, buffer_of: &mut [Option<usize>]| match graph
-        .tensor_type(value)
-        .and_then(|ty| ty.bytes())
-    {
-        None => unknown.push(graph.value(value).name.clone()),
-        Some(bytes) => {
-            buffer_of[value.index()] = Some(buffers.len());
-            buffers.push(Buffer { value, bytes, first, last });
-        }
+    let mut step_of = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(step, &v)| step_of[v] = step);
+    let left = |b: usize| {
+        let buffer = &problem.buffers()[b];
+        buffer.kept || buffer.readers().any(|reader| step_of[reader] > step)
     };
-    if is_body {
-        graph.inputs().iter().for_each(|&input| create(input, 0, end, &mut buffer_of));
+    let taken = taken_over(problem, v, |operand| !left(operand));
+    let there = |b: usize| {
+        let creator = problem.buffers()[b].creator();
+        let reads = problem.ops()[v].reads.contains(&b);
+        let fresh = creator == v && taken.iter().all(|&(result, _)| result != b);
+        fresh || (step_of[creator] < step && (reads || left(b)))
+    };
+    let live = (0..problem.buffers().len()).filter(|&b| there(b));
+    let in_bodies = scheduling.in_bodies(v);
+    Peak {
+        bytes,
+        at: scheduling.ops().get(v).copied(),
+        live: live.map(|b| (scheduling.values()[b], problem.buffers()[b].bytes)).collect(),
+        in_bodies,
+        scratch: problem.ops()[v].scratch - in_bodies,
     }
-    let mut last = vec![0usize; graph.value_bound()];
-    for (step, &id) in order.iter().enumerate() {
-        let op = graph.op(id);
-        for value in op.results() {
-            let read = graph.uses(value).map(|at| step_of[at.op.index()]).max();
-            let until = if graph.is_output(value) { end } else { read.unwrap_or(step) };
-            last[value.index()] = until;
-            match op.input(0).filter(|_| is_view(op)) {
-                Some(operand) => buffer_of[value.index()] = buffer_of[operand.index()],
-                None if op.is("Constant") => {}
-                None => create(value, step, until, &mut buffer_of),
-            }
-        }
-    }
-    for (value, buffer) in buffer_of.iter().enumerate() {
-        if let Some(buffer) = buffer.and_then(|b| buffers.get_mut(b)) {
-            buffer.last = buffer.last.max(last[value]);
-        }
-    }
-    buffers
 }
 
 #[cfg(test)]
@@ -193,8 +153,12 @@ mod tests {
     fn summary(graph: &Graph) -> (u64, String, Vec<String>) {
         let peak = file_order(graph).unwrap();
         let at = peak.at.map(|id| graph.op(id).op_type.clone()).unwrap_or_default();
-        assert_eq!(peak.bytes, peak.in_bodies + peak.live.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        assert_eq!(peak.bytes, counted(&peak));
         (peak.bytes / 4, at, peak.live.iter().map(|(v, _)| graph.value(*v).name.clone()).collect())
+    }
+
+    fn counted(peak: &Peak) -> u64 {
+        peak.in_bodies + peak.scratch + peak.live.iter().map(|(_, bytes)| bytes).sum::<u64>()
     }
 
     #[test]
@@ -288,12 +252,37 @@ mod tests {
     }
 
     #[test]
-    fn sizes_beyond_the_address_space_do_not_overflow() {
+    fn sizes_beyond_any_machine_are_refused() {
         let names: Vec<String> = (0..9).map(|i| format!("v{i}")).collect();
         let mut lines: Vec<String> = names.iter().map(|name| format!("{name} = Relu(x)")).collect();
         lines.push(format!("y = Sum({})", names.join(", ")));
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let sizes: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), u64::MAX / 32)).collect();
-        assert_eq!(file_order(&graph(&lines, &["y"], &sizes)).unwrap().bytes, u64::MAX);
+        assert_eq!(file_order(&graph(&lines, &["y"], &sizes)).unwrap_err(), Unknown::TooLarge);
+    }
+
+    #[test]
+    fn ideal_kernels_compute_in_place_what_is_elementwise() {
+        let lines = ["a = Relu(x)", "b = Exp(a)", "c = Conv(b, w)", "d = Add(c, b)", "y = Tanh(d)"];
+        let g = graph(&lines, &["y"], &[("a", 8), ("b", 8), ("c", 8), ("d", 8), ("y", 8)]);
+        let peak = in_order(&g, &g.order().unwrap(), Kernels::Ideal).unwrap();
+        let names: Vec<&str> = peak.live.iter().map(|(v, _)| g.value(*v).name.as_str()).collect();
+        assert_eq!((peak.bytes / 4, names), (16, vec!["b", "c"]));
+        assert_eq!(peak.bytes, counted(&peak));
+        assert_eq!(summary(&g).0, 24);
+    }
+
+    #[test]
+    fn the_order_decides() {
+        let lines = ["a = Mul(x, w)", "b = Mul(x, w)", "c = Mul(x, w)", "d = Sub(a, b)", "y = Sub(d, c)"];
+        let g = graph(&lines, &["y"], &[]);
+        let ops = g.order().unwrap();
+        let late = [0, 1, 3, 2, 4].map(|v| ops[v]);
+        let floats = |order: &[OpId]| in_order(&g, order, Kernels::Ideal).map(|peak| peak.bytes / 4);
+        assert_eq!(floats(&ops), Ok(3));
+        assert_eq!(floats(&late), Ok(2));
+        assert_eq!(floats(&ops[1..]), Err(Unknown::Order));
+        let reverse: Vec<OpId> = ops.iter().rev().copied().collect();
+        assert_eq!(floats(&reverse), Err(Unknown::Order));
     }
 }

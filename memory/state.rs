@@ -165,7 +165,7 @@ impl<'p> State<'p> {
             self.frees[v] -= bytes;
         }
         if !op.in_place.is_empty() {
-            self.saves[v] = taken_over(self.problem, v, |other| {
+            self.saves[v] = saved(self.problem, v, |other| {
                 if other == b { dies } else { self.unread[other] == 1 && self.last[other] == reader }
             });
         }
@@ -186,13 +186,20 @@ impl<'p> State<'p> {
     }
 }
 
-/// Bytes of the results of `v` that take over operands, given which operands die at `v`.
-pub(crate) fn taken_over(problem: &Problem, v: usize, dies: impl Fn(usize) -> bool) -> u64 {
-    let mut taken: Vec<usize> = Vec::new();
+/// The results of `v` that take over an operand, each with the operand, given which operands die at `v`.
+pub(crate) fn taken_over(problem: &Problem, v: usize, dies: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
+    let mut taken: Vec<(usize, usize)> = Vec::new();
     for pair in &problem.ops[v].in_place {
-        taken.extend(pair.over.iter().find(|b| dies(**b) && !taken.contains(b)));
+        let free = |b: usize| dies(b) && taken.iter().all(|&(_, operand)| operand != b);
+        let operand = pair.over.iter().copied().find(|&b| free(b));
+        taken.extend(operand.map(|b| (pair.result, b)));
     }
-    taken.iter().map(|&b| problem.buffers[b].bytes).sum()
+    taken
+}
+
+/// The bytes of the results of `v` that take over an operand.
+pub(crate) fn saved(problem: &Problem, v: usize, dies: impl Fn(usize) -> bool) -> u64 {
+    taken_over(problem, v, dies).iter().map(|&(result, _)| problem.buffers[result].bytes).sum()
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014), twice: the same on every machine.
