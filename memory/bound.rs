@@ -14,6 +14,8 @@
 //!
 //! Each is at least the one before.
 
+use std::cmp::Reverse;
+
 use crate::flow::{Network, UNBOUNDED};
 use crate::problem::Problem;
 use crate::state::{State, saved};
@@ -40,27 +42,7 @@ pub fn forced(problem: &Problem) -> u64 {
 /// # Panics
 /// `order` is no [order](Problem::is_order) of this problem.
 pub fn cut(problem: &Problem, order: &[usize], work: u64) -> u64 {
-    let relation = Relation::new(problem);
-    let forced: Vec<u64> = (0..problem.len()).map(|v| forced_at(problem, &relation, v)).collect();
-    let mut best = forced.iter().copied().max().unwrap_or(0);
-    // What an operator needs after some down-set bounds its cut from above, so most cuts cannot improve on the best.
-    let mut most = vec![0; problem.len()];
-    order.iter().zip(problem.profile(order)).for_each(|(&v, needs)| most[v] = needs);
-    let mut candidates: Vec<usize> = (0..problem.len()).filter(|&v| most[v] > best).collect();
-    candidates.sort_by_key(|&v| (std::cmp::Reverse((forced[v], most[v])), v));
-    let mut cuts = Cuts { problem, relation: &relation, network: Network::default(), node: Vec::new() };
-    for v in candidates {
-        if most[v] <= best {
-            continue;
-        }
-        if cuts.network.work() > work {
-            break;
-        }
-        let (value, downset) = cuts.least(v, most[v]);
-        best = best.max(value);
-        lower(problem, &downset, &mut most);
-    }
-    best
+    Cuts::new(problem).bound(order, work)
 }
 
 /// Which operators come before which, whatever the order: a bit for each pair.
@@ -113,23 +95,71 @@ fn lower(problem: &Problem, downset: &[bool], most: &mut [u64]) {
 }
 
 /// Minimum cuts, one operator at a time.
-struct Cuts<'p> {
+pub(crate) struct Cuts<'p> {
     problem: &'p Problem,
-    relation: &'p Relation,
+    relation: Relation,
     network: Network,
     /// The node of each operator, in the network at hand.
     node: Vec<usize>,
+    /// The operators whose cuts were the largest, those first.
+    critical: Vec<(u64, usize)>,
 }
 
 const SOURCE: usize = 0;
 const SINK: usize = 1;
 
-impl Cuts<'_> {
-    /// The least that `v` needs after any down-set, and that down-set. `most` is a value that it does not exceed.
-    fn least(&mut self, v: usize, most: u64) -> (u64, Vec<bool>) {
+impl<'p> Cuts<'p> {
+    pub fn new(problem: &'p Problem) -> Cuts<'p> {
+        let relation = Relation::new(problem);
+        Cuts { problem, relation, network: Network::default(), node: Vec::new(), critical: Vec::new() }
+    }
+
+    /// See [`cut`].
+    pub fn bound(&mut self, order: &[usize], work: u64) -> u64 {
+        let problem = self.problem;
+        let forced: Vec<u64> = (0..problem.len()).map(|v| forced_at(problem, &self.relation, v)).collect();
+        let mut best = forced.iter().copied().max().unwrap_or(0);
+        // What an operator needs after some down-set bounds its cut from above, so most cuts cannot improve the best.
+        let mut most = vec![0; problem.len()];
+        order.iter().zip(problem.profile(order)).for_each(|(&v, needs)| most[v] = needs);
+        let mut candidates: Vec<usize> = (0..problem.len()).filter(|&v| most[v] > best).collect();
+        candidates.sort_by_key(|&v| (Reverse((forced[v], most[v])), v));
+        for v in candidates {
+            if most[v] <= best {
+                continue;
+            }
+            if self.network.work() > work {
+                break;
+            }
+            let (value, downset) = self.least(v, |_| false, most[v]);
+            self.critical.push((value, v));
+            best = best.max(value);
+            lower(problem, &downset, &mut most);
+        }
+        self.critical.sort_by_key(|&(value, v)| (Reverse(value), v));
+        best
+    }
+
+    /// The operators whose cuts in [`bound`](Cuts::bound) were the largest, those first.
+    pub fn critical(&self) -> impl Iterator<Item = usize> + '_ {
+        self.critical.iter().map(|&(_, v)| v)
+    }
+
+    /// Visits to edges since the start.
+    pub fn work(&self) -> u64 {
+        self.network.work()
+    }
+
+    /// The least that `v` needs after any down-set that has all of `done`; any value beyond `most` if it is larger.
+    pub fn given(&mut self, v: usize, done: impl Fn(usize) -> bool + Copy, most: u64) -> u64 {
+        self.least(v, done, most).0
+    }
+
+    /// As [`given`](Cuts::given), with the down-set.
+    fn least(&mut self, v: usize, done: impl Fn(usize) -> bool + Copy, most: u64) -> (u64, Vec<bool>) {
         let mut best = (u64::MAX, Vec::new());
-        for over in choices(self.problem, self.relation, v) {
-            let least = self.least_with(v, &over, most);
+        for over in choices(self.problem, &self.relation, v) {
+            let least = self.least_with(v, &over, done, most);
             if least.0 < best.0 {
                 best = least;
             }
@@ -138,12 +168,18 @@ impl Cuts<'_> {
     }
 
     /// As [`least`](Cuts::least), with a given operand for each result to take over.
-    fn least_with(&mut self, v: usize, over: &[Choice], most: u64) -> (u64, Vec<bool>) {
-        let (problem, relation) = (self.problem, self.relation);
-        // Operators that always run before are the source, `v` and those that always run after are the sink.
+    fn least_with(
+        &mut self,
+        v: usize,
+        over: &[Choice],
+        done: impl Fn(usize) -> bool,
+        most: u64,
+    ) -> (u64, Vec<bool>) {
+        let (problem, relation) = (self.problem, &self.relation);
+        // Operators that run before are the source, `v` and those that always run after are the sink.
         let mut nodes = 2;
         let side = |u: usize| match () {
-            () if relation.before(u, v) => SOURCE,
+            () if done(u) || relation.before(u, v) => SOURCE,
             () if u == v || relation.before(v, u) => SINK,
             () => {
                 nodes += 1;

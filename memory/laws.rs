@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use arbtest::arbitrary::{Result, Unstructured};
 use arbtest::arbtest;
 
-use crate::bound;
+use crate::bound::{self, Cuts};
 use crate::heuristics::Heuristic;
 use crate::problem::{Buffer, InPlace, Operator, Problem};
 use crate::search::beam::beam;
@@ -145,12 +145,40 @@ fn the_order_found_is_the_best_of_all_and_no_bound_exceeds_it() {
 }
 
 #[test]
+fn no_cut_exceeds_what_the_best_order_from_a_downset_needs() {
+    each(3_000, |u| {
+        let p = random(u, 1, 9)?;
+        let (mut cuts, mut state, mut done) = (Cuts::new(&p), State::new(&p), 0u32);
+        for _ in 0..u.int_in_range(0..=p.len() - 1)? {
+            let v = state.ready[u.choose_index(state.ready.len())?] as usize;
+            state.run(v);
+            done |= 1 << v;
+        }
+        let best = lowest(&p, done, &mut HashMap::new());
+        for v in (0..p.len()).filter(|&v| !state.has_run(v)) {
+            let least = cuts.given(v, |u| state.has_run(u), u64::MAX);
+            assert!(least <= best, "{v} after {:?}: {least} {best} {p:?}", state.log);
+            if state.is_ready(v) {
+                assert!(least <= state.needs(v));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn the_exact_search_alone_finds_the_best_and_beams_keep_their_budget() {
     each(6_000, |u| {
         let p = random(u, 1, 10)?;
         let best = lowest(&p, 0, &mut HashMap::new());
         let mut steps = u64::MAX;
-        match Exact::new(&p, u.int_in_range(0..=best)?).advance(u64::MAX, u64::MAX, &mut steps) {
+        let with_cuts: bool = u.arbitrary()?;
+        let cuts = || {
+            let mut cuts = Cuts::new(&p);
+            cuts.bound(&Heuristic::BreadthFirst.order(&p), u64::MAX);
+            Some(cuts).filter(|_| with_cuts)
+        };
+        match Exact::new(&p, cuts(), u.int_in_range(0..=best)?).advance(u64::MAX, u64::MAX, &mut steps) {
             Outcome::Found(order) => assert_eq!(p.peak(&order), best, "{p:?}"),
             _ => panic!("no order found: {p:?}"),
         }
@@ -159,7 +187,10 @@ fn the_exact_search_alone_finds_the_best_and_beams_keep_their_budget() {
             assert!(p.peak(&order) <= budget);
         }
         if best > 0 {
-            assert!(matches!(Exact::new(&p, 0).advance(best, u64::MAX, &mut steps), Outcome::Exhausted));
+            assert!(matches!(
+                Exact::new(&p, cuts(), 0).advance(best, u64::MAX, &mut steps),
+                Outcome::Exhausted
+            ));
             assert!(beam(&p, best - 1, 3, &mut steps).is_none());
         }
         Ok(())

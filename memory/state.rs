@@ -94,6 +94,11 @@ impl<'p> State<'p> {
         self.place[v] != NONE
     }
 
+    /// True if the operator has run.
+    pub fn has_run(&self, v: usize) -> bool {
+        self.place[v] == NONE && self.waiting[v] == 0
+    }
+
     /// True when every operator has run.
     pub fn is_complete(&self) -> bool {
         self.log.len() == self.problem.len()

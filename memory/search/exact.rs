@@ -5,16 +5,28 @@
 //! budget, and the budget rises to the least that a waiting step needs. So the budget is a lower bound at all times,
 //! no work is done twice, and the first complete order is the best. Within a budget the search goes depth first,
 //! towards the states with least in memory.
+//!
+//! A down-set from which no order within the budget goes on is left at once if a cut shows it: the least that an
+//! operator of the critical ones (see [`Cuts`]) needs after any down-set that has this one. It waits, too, at that many
+//! bytes.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::closure::close;
 use super::tree::Tree;
+use crate::bound::Cuts;
 use crate::problem::Problem;
+
+/// Instead of an operator: all steps from a node.
+const ALL: u32 = u32::MAX;
+
+/// Critical operators that are looked at per down-set.
+const CRITICAL: usize = 4;
 
 /// A search that can be continued.
 pub(crate) struct Exact<'p> {
     tree: Tree<'p>,
+    cuts: Option<Cuts<'p>>,
     budget: u64,
     /// Down-sets that have been reached.
     seen: HashSet<u128>,
@@ -35,10 +47,11 @@ pub(crate) enum Outcome {
 }
 
 impl<'p> Exact<'p> {
-    /// `bound` is a lower bound on the peak.
-    pub fn new(problem: &'p Problem, bound: u64) -> Exact<'p> {
+    /// `bound` is a lower bound on the peak, `cuts` where it comes from, if it comes from cuts.
+    pub fn new(problem: &'p Problem, cuts: Option<Cuts<'p>>, bound: u64) -> Exact<'p> {
         let mut exact = Exact {
             tree: Tree::new(problem),
+            cuts,
             budget: bound,
             seen: HashSet::new(),
             open: Vec::new(),
@@ -70,8 +83,12 @@ impl<'p> Exact<'p> {
                 continue;
             };
             self.tree.visit(node);
-            self.tree.state.run(v as usize);
-            let used = self.reach(limit);
+            let used = if v == ALL {
+                self.open_all(node, limit)
+            } else {
+                self.tree.state.run(v as usize);
+                self.reach(limit)
+            };
             *steps = steps.saturating_sub(used);
         }
     }
@@ -79,20 +96,46 @@ impl<'p> Exact<'p> {
     /// Closes the state at which the run stands and, if it is new, notes every step from it; the work done.
     fn reach(&mut self, limit: u64) -> u64 {
         let mut steps = 1 + close(&mut self.tree.state, self.budget);
-        let state = &self.tree.state;
-        if !self.seen.insert(state.hash) || state.is_complete() {
+        if !self.seen.insert(self.tree.state.hash) || self.tree.state.is_complete() {
             return steps;
         }
-        let mut next: Vec<(u64, u64, u32)> =
-            state.ready.iter().map(|&v| (state.needs(v as usize), state.after(v as usize), v)).collect();
-        steps += next.len() as u64;
-        next.retain(|&(needs, _, _)| needs < limit);
-        // The last one is taken first.
-        next.sort_unstable_by_key(|&(_, after, v)| std::cmp::Reverse((after, v)));
-        if next.is_empty() {
+        let (needs, used) = self.needs();
+        steps += used;
+        if needs >= limit {
             return steps;
         }
         let node = self.tree.add();
+        if needs > self.budget {
+            self.waiting.entry(needs).or_default().push((node, ALL));
+            return steps;
+        }
+        steps + self.open_all(node, limit)
+    }
+
+    /// What every order needs that goes on from here, as far as cuts show it, and the work done.
+    fn needs(&mut self) -> (u64, u64) {
+        let (state, Some(cuts)) = (&self.tree.state, &mut self.cuts) else { return (0, 0) };
+        let before = cuts.work();
+        let critical: Vec<usize> = cuts.critical().filter(|&v| !state.has_run(v)).take(CRITICAL).collect();
+        let mut most = 0;
+        for v in critical {
+            most = most.max(cuts.given(v, |u| state.has_run(u), self.budget));
+            if most > self.budget {
+                break;
+            }
+        }
+        (most, cuts.work() - before)
+    }
+
+    /// Notes every step from a node, at which the run stands; the work done.
+    fn open_all(&mut self, node: u32, limit: u64) -> u64 {
+        let state = &self.tree.state;
+        let mut next: Vec<(u64, u64, u32)> =
+            state.ready.iter().map(|&v| (state.needs(v as usize), state.after(v as usize), v)).collect();
+        let steps = next.len() as u64;
+        next.retain(|&(needs, _, _)| needs < limit);
+        // The last one is taken first.
+        next.sort_unstable_by_key(|&(_, after, v)| std::cmp::Reverse((after, v)));
         for (needs, _, v) in next {
             if needs <= self.budget {
                 self.open.push((node, v));

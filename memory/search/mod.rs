@@ -13,7 +13,7 @@ mod closure;
 pub(crate) mod exact;
 mod tree;
 
-use crate::bound;
+use crate::bound::{self, Cuts};
 use crate::heuristics::Heuristic;
 use crate::problem::Problem;
 use beam::beam;
@@ -75,32 +75,39 @@ pub fn search(problem: &Problem, limits: &Limits) -> Found {
     for heuristic in Heuristic::ALL {
         found.offer(problem, heuristic.order(problem));
     }
+    found.lower_bound_bytes = bound::operator(problem);
     let mut steps = limits.steps;
-    found.lower_bound_bytes = lower_bound(problem, &found.order, &mut steps);
-    improve(problem, limits, steps, &mut found);
+    let cuts = affordable_cuts(problem, &found.order, &mut steps);
+    if let Some((_, bound)) = &cuts {
+        found.lower_bound_bytes = *bound;
+    }
+    improve(problem, limits, cuts.map(|(cuts, _)| cuts), steps, &mut found);
     found
 }
 
-/// The best bound that a part of the steps pays for.
-fn lower_bound(problem: &Problem, order: &[usize], steps: &mut u64) -> u64 {
+/// Cuts and the bound that they give; none for a problem so large that relating every two operators would take most of
+/// the steps.
+fn affordable_cuts<'p>(problem: &'p Problem, order: &[usize], steps: &mut u64) -> Option<(Cuts<'p>, u64)> {
     let n = problem.len() as u64;
     let readings: u64 = problem.ops.iter().map(|op| (op.after.len() + op.reads.len()) as u64).sum();
-    let pairs = n * (n / 64 + readings);
-    if pairs > *steps / 2 {
-        return bound::operator(problem);
+    let related = n * (n / 64 + readings);
+    if related > *steps / 2 {
+        return None;
     }
-    *steps -= pairs / 8;
-    bound::cut(problem, order, *steps / 4)
+    let mut cuts = Cuts::new(problem);
+    let bound = cuts.bound(order, *steps / 4);
+    *steps = steps.saturating_sub(related / 8 + cuts.work());
+    Some((cuts, bound))
 }
 
 /// Searches until peak and bound meet or the work is used up.
-fn improve(problem: &Problem, limits: &Limits, mut steps: u64, found: &mut Found) {
+fn improve(problem: &Problem, limits: &Limits, cuts: Option<Cuts<'_>>, mut steps: u64, found: &mut Found) {
     /// States after which beams take turns with the exact search, and the widths of the beams.
     const TURNS: [(u64, &[usize]); 3] = [(2_000, &[4, 32]), (50_000, &[200]), (u64::MAX, &[1_000])];
     if found.is_optimal() {
         return;
     }
-    let mut exact = Exact::new(problem, found.lower_bound_bytes);
+    let mut exact = Exact::new(problem, cuts, found.lower_bound_bytes);
     for (states, widths) in TURNS {
         let outcome = exact.advance(found.peak_bytes, states.min(limits.states), &mut steps);
         found.states = exact.states();
