@@ -1,0 +1,168 @@
+//! Which values share a buffer: ONNX Runtime's allocation planner (`core/framework/allocation_planner.cc`).
+//!
+//! - **Uses** are counted per buffer (`ComputeReuseCount`): one for its value's definition, one for each operand
+//!   position that reads the value, one for each operator whose bodies capture it, one for each time it is a graph
+//!   output. What exists before the run (graph inputs, initializers, captured values) has one more for its owner, and
+//!   so never runs out of uses.
+//! - In the order of execution, each result (`ComputeSingleStreamReusePlan`)
+//!   1. that is a graph output gets memory of its own, which the caller keeps;
+//!   2. that is a view shares the buffer of its operand, whatever that is;
+//!   3. may take over the buffer of an operand that the kernel offers if this is the last use of the buffer and both
+//!      are of the same size (`FindReusableInput`);
+//!   4. else takes the buffer of the same size that was given up last (`FindReusableTensor`), unless it has no
+//!      dimensions or nothing reads it;
+//!   5. else gets a buffer of its own.
+//! - After each operator, buffers without uses left are given up: those of its operands first, then of what its bodies
+//!   capture, then of its results.
+//! - **The same size** (`SameSize`) means elements of equal width, and dimensions that are equal numbers or equal
+//!   names; not an equal number of bytes. Strings have no size.
+//! - A buffer is freed after the last operator that reads any value in it (`GenerateDeallocationPlan`). So a buffer that
+//!   was given up and taken again is held in between, and one that nothing reads is held to the end.
+
+use std::collections::HashMap;
+
+use dmopt_ir::{DType, Dim, Graph, OpId, ValueId};
+
+use crate::Kernels;
+
+/// Whose memory a buffer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Origin {
+    /// It exists before the run: an input, a weight, a value of the enclosing graph.
+    Outside,
+    /// A graph output.
+    Output,
+    /// Everything else.
+    Inside,
+}
+
+/// The buffer of every value.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    owner: Vec<ValueId>,
+    origin: Vec<Origin>,
+}
+
+impl Buffers {
+    /// The value that the buffer of this value was made for.
+    pub fn owner(&self, value: ValueId) -> ValueId {
+        self.owner[value.index()]
+    }
+
+    /// Whose the buffer of this value is.
+    pub fn origin(&self, value: ValueId) -> Origin {
+        self.origin[self.owner(value).index()]
+    }
+
+    /// Assigns buffers for this order of execution.
+    pub fn assign(graph: &Graph, order: &[OpId], kernels: Kernels) -> Buffers {
+        let mut state = State::new(graph);
+        for &id in order {
+            let op = graph.op(id);
+            for (slot, value) in op.outputs.iter().enumerate() {
+                let Some(value) = *value else { continue };
+                if graph.is_output(value) {
+                    state.buffers.origin[value.index()] = Origin::Output;
+                    continue;
+                }
+                match state.taken_over(kernels, id, slot, value) {
+                    Some(other) => state.share(value, other),
+                    None => state.buffers.origin[value.index()] = Origin::Inside,
+                }
+            }
+            let read = op.operands().chain(op.captures.iter().copied());
+            read.chain(op.results()).for_each(|value| state.used(value));
+        }
+        state.buffers
+    }
+}
+
+/// Number of a size; values of equal numbers are of the same size.
+type Class = u32;
+
+struct State<'g> {
+    graph: &'g Graph,
+    buffers: Buffers,
+    /// Uses that are left, by owner.
+    uses: Vec<usize>,
+    class: Vec<Option<Class>>,
+    /// Buffers that were given up, by size, the last one last.
+    free: HashMap<Class, Vec<ValueId>>,
+}
+
+impl<'g> State<'g> {
+    fn new(graph: &'g Graph) -> State<'g> {
+        let bound = graph.value_bound();
+        let mut state = State {
+            graph,
+            buffers: Buffers { owner: Vec::new(), origin: vec![Origin::Outside; bound] },
+            uses: vec![0; bound],
+            class: vec![None; bound],
+            free: HashMap::new(),
+        };
+        let mut classes: HashMap<(u32, &'g [Dim]), Class> = HashMap::new();
+        let mut owner = vec![None; bound];
+        for value in graph.values() {
+            owner[value.index()] = Some(value);
+            state.uses[value.index()] = graph.readers(value) + 1;
+            let next = classes.len() as Class;
+            state.class[value.index()] = size(graph, value).map(|key| *classes.entry(key).or_insert(next));
+        }
+        // Values that are not defined have no readers; any owner does.
+        let Some(any) = graph.values().next() else { return state };
+        state.buffers.owner = owner.into_iter().map(|owner| owner.unwrap_or(any)).collect();
+        state
+    }
+
+    /// The value whose buffer a result shares.
+    fn taken_over(&mut self, kernels: Kernels, id: OpId, slot: usize, value: ValueId) -> Option<ValueId> {
+        let op = self.graph.op(id);
+        if let Some(operand) = kernels.alias(self.graph, id, slot) {
+            return op.input(operand);
+        }
+        let class = self.class[value.index()]?;
+        let fits = |other: &ValueId| {
+            let owner = self.buffers.owner(*other);
+            self.uses[owner.index()] == 1 && self.class[other.index()] == Some(class)
+        };
+        let mut offered = kernels.in_place(self.graph, id, slot).filter_map(|operand| op.input(operand));
+        if let Some(operand) = offered.find(fits) {
+            return Some(operand);
+        }
+        let rank = self.graph.tensor_type(value)?.rank()?;
+        if rank == 0 || self.graph.uses(value).len() == 0 {
+            return None;
+        }
+        self.free.get_mut(&class)?.pop()
+    }
+
+    fn share(&mut self, value: ValueId, other: ValueId) {
+        let owner = self.buffers.owner(other);
+        self.buffers.owner[value.index()] = owner;
+        self.uses[owner.index()] += self.uses[value.index()];
+    }
+
+    /// One use less; gives up the buffer after the last one.
+    fn used(&mut self, value: ValueId) {
+        let owner = self.buffers.owner(value);
+        self.uses[owner.index()] -= 1;
+        if self.uses[owner.index()] == 0
+            && let Some(class) = self.class[owner.index()]
+        {
+            self.free.entry(class).or_default().push(owner);
+        }
+    }
+}
+
+/// Bytes of an element and the dimensions, as far as ONNX Runtime knows them too: expressions that our inference finds
+/// for a dimension have no name there.
+fn size(graph: &Graph, value: ValueId) -> Option<(u32, &[Dim])> {
+    let ty = graph.tensor_type(value)?;
+    let dims = ty.shape.as_deref()?;
+    let is_known = |dim: &Dim| match dim {
+        Dim::Known(_) => true,
+        Dim::Symbol(name) => !name.starts_with('{'),
+        Dim::Unknown => false,
+    };
+    (ty.dtype != DType::String && dims.iter().all(is_known)).then_some((ty.dtype.bits()?.div_ceil(8), dims))
+}
