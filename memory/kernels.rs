@@ -14,7 +14,8 @@ use std::ops::Range;
 
 use dmopt_ir::{DType, Graph, Op, OpId, TensorType};
 
-use crate::ort::{scratch, table};
+use crate::ort::scratch::{self, Scratch};
+use crate::ort::table;
 
 /// Whose kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,14 +57,19 @@ impl Kernels {
         }
     }
 
-    /// Bytes that the kernel allocates for itself, at most at one moment, and frees before it ends; `None` when they
-    /// depend on a size that is not known.
+    /// Bytes that the kernel allocates for itself beside its results, and frees before it ends; `None` when they depend
+    /// on a size that is not known.
     pub fn scratch(&self, graph: &Graph, op: OpId) -> Option<u64> {
+        let mut results = graph.op(op).results().map(|value| graph.tensor_type(value)?.bytes());
+        let results = results.try_fold(0u64, |sum, bytes| sum.checked_add(bytes?));
+        Some(self.scratch_parts(graph, op)?.beside(results?))
+    }
+
+    pub(crate) fn scratch_parts(&self, graph: &Graph, op: OpId) -> Option<Scratch> {
         match self {
-            Kernels::Ideal => Some(0),
             Kernels::OrtCpu { version } => scratch::cpu(*version, graph, op),
-            // Convolutions ask cuDNN for their workspace, which depends on the device.
-            Kernels::OrtCuda { .. } => Some(0),
+            // On CUDA, convolutions ask cuDNN for their workspace, which depends on the device.
+            Kernels::Ideal | Kernels::OrtCuda { .. } => Some(Scratch::default()),
         }
     }
 
@@ -72,7 +78,7 @@ impl Kernels {
     pub fn knows(&self, graph: &Graph, op: OpId) -> bool {
         match self {
             Kernels::Ideal => true,
-            Kernels::OrtCpu { .. } | Kernels::OrtCuda { .. } => table::knows(*self, graph.op(op)),
+            Kernels::OrtCpu { .. } | Kernels::OrtCuda { .. } => table::knows(*self, graph, graph.op(op)),
         }
     }
 }

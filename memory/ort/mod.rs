@@ -1,14 +1,16 @@
 //! ONNX Runtime's memory plan, reproduced: the bytes that a session takes for activations, step by step, without
 //! running it.
 //!
-//! It holds for a session whose optimizations are off (or find nothing to do), on one thread. The parts:
-//! [`execution order`](Order), [which values share a buffer](self::reuse), what kernels need
-//! ([views and steps in place](crate::Kernels), scratch memory), and the [block](self::pattern) that later
-//! runs allocate where memory patterns are on. That the prediction is right to the byte is a law that tests check on
-//! random graphs in ONNX Runtime itself.
+//! It holds for a session whose optimizations are off (or find nothing to do), on one thread. The parts, a file each:
+//! the [execution order](Order), which values share a buffer (`reuse`), what kernels offer (`table`, behind
+//! [`Kernels`]) and need (`scratch`), bodies (`control`), and the block that later runs allocate where memory
+//! patterns are on (`pattern`). That the prediction is right to the byte is a law that tests check on random graphs in
+//! ONNX Runtime itself.
 //!
 //! What is not counted, as in the [ideal model](crate::liveness): weights, and inputs, which belong to the caller.
 
+mod control;
+mod frame;
 mod order;
 mod pattern;
 mod reuse;
@@ -17,15 +19,15 @@ pub(crate) mod table;
 mod timeline;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use dmopt_ir::{Graph, OpId, Sizes};
+use dmopt_ir::{Graph, OpId, Sizes, ValueId};
 
 use crate::{Kernels, Unknown};
-use pattern::Block;
-use reuse::{Buffers, Origin};
+use frame::{Frame, Run};
 
 pub use order::{Order, execution_order};
-pub use timeline::{Buffer, Reason, Step, Timeline};
+pub use timeline::{Buffer, Reason, Step, Tenant, Timeline};
 
 /// What the plan depends on beside the graph.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,22 +56,25 @@ impl Default for Settings {
 pub struct Plan {
     /// Operators in the order of execution; `Constant` operators, which do not run, are not among them.
     pub order: Vec<OpId>,
-    /// The first run, and every run without memory patterns.
+    /// Every run without memory patterns.
     pub first_run: Timeline,
-    /// Every run after the first where memory patterns are on.
-    pub steady: Steady,
-    /// Operators that are in no table, and are taken to compute into memory of their own without scratch memory.
-    pub unknown: Vec<OpId>,
+    /// Runs with memory patterns.
+    pub patterned: Patterned,
+    /// Operators that are in no table, in the graph and in bodies, by type; they are taken to compute into memory of
+    /// their own without scratch memory.
+    pub unknown: BTreeMap<String, usize>,
 }
 
-/// A run for which a memory pattern is there: one block for all values, graph outputs and scratch memory beside it.
+/// The memory of a session with memory patterns, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Steady {
-    /// The block in bytes.
+pub struct Patterned {
+    /// Peak of the first run: as without patterns, but for bodies that run again in the same run.
+    pub first_peak_bytes: u64,
+    /// The block that later runs allocate for all values but graph outputs.
     pub block_bytes: u64,
-    /// Peak in bytes.
+    /// Peak of the later runs.
     pub peak_bytes: u64,
-    /// The step of the peak, the first of several.
+    /// The step of that peak, the first of several.
     pub peak_step: usize,
 }
 
@@ -82,41 +87,119 @@ pub fn plan(graph: &Graph, settings: &Settings) -> Result<Plan, Unknown> {
         true => Cow::Borrowed(graph),
         false => Cow::Owned(graph.with_sizes(&settings.sizes)),
     };
-    let order = execution_order(graph, settings.order)?;
-    let buffers = Buffers::assign(graph, &order, settings.kernels);
-    let first_run = Timeline::new(&sized, &order, &buffers, settings.kernels)?;
-    let steady = steady(&first_run);
-    let unknown = order.iter().copied().filter(|&id| !settings.kernels.knows(graph, id)).collect();
-    Ok(Plan { order, first_run, steady, unknown })
+    let frame = Frame::new(graph, &sized, settings, None)?;
+    let all = |_: ValueId| true;
+    let later = frame.run(Run::Later, &all);
+    let (peak_step, peak_bytes) =
+        timeline::peak(later.iter().map(|at| at.live_bytes.saturating_add(at.scratch_bytes)));
+    let patterned = Patterned {
+        first_peak_bytes: frame.peak(Run::First, &all),
+        block_bytes: frame.block_bytes(),
+        peak_bytes,
+        peak_step,
+    };
+    let mut unknown = BTreeMap::new();
+    note_unknown(graph, settings.kernels, &mut unknown);
+    Ok(Plan { first_run: Timeline::new(&frame), order: frame.order, patterned, unknown })
 }
 
-fn steady(run: &Timeline) -> Steady {
-    let count = run.steps.len();
-    let (mut born, mut freed) = (vec![Vec::new(); count], vec![Vec::new(); count]);
-    let mut outputs = vec![0u64; count + 1];
-    for (i, buffer) in run.buffers.iter().enumerate() {
-        match buffer.is_output {
-            true => outputs[buffer.first] = outputs[buffer.first].saturating_add(buffer.bytes),
-            false => {
-                born[buffer.first].push(i);
-                freed[buffer.last].push(i);
-            }
+fn note_unknown(graph: &Graph, kernels: Kernels, unknown: &mut BTreeMap<String, usize>) {
+    for id in graph.ops() {
+        let op = graph.op(id);
+        if !kernels.knows(graph, id) {
+            let domain = if op.is_standard() { String::new() } else { format!("{}.", op.domain) };
+            *unknown.entry(format!("{domain}{}", op.op_type)).or_default() += 1;
         }
+        op.bodies().for_each(|body| note_unknown(body, kernels, unknown));
     }
-    let mut block = Block::default();
-    let mut places = vec![None; run.buffers.len()];
-    for (born, freed) in born.iter().zip(&freed) {
-        born.iter().for_each(|&i| places[i] = Some(block.place(run.buffers[i].bytes)));
-        freed.iter().filter_map(|&i| places[i]).for_each(|place| block.free(place));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dmopt_ir::infer;
+    use dmopt_ir::text::{default_opsets, parse_graph};
+
+    /// One value of the graphs here.
+    const T: u64 = 1024;
+
+    fn graph(body: &str) -> Graph {
+        let text = format!("g (float[256] x) => (float[256] y) {{ {body} }}");
+        let mut graph = parse_graph(&text, default_opsets()).unwrap();
+        infer::infer_graph(&mut graph);
+        graph
     }
-    let mut steady = Steady { block_bytes: block.bytes(), peak_bytes: block.bytes(), peak_step: 0 };
-    let mut kept = block.bytes();
-    for (i, step) in run.steps.iter().enumerate() {
-        kept = kept.saturating_add(outputs[i]);
-        let bytes = kept.saturating_add(step.scratch_bytes);
-        if bytes > steady.peak_bytes {
-            (steady.peak_bytes, steady.peak_step) = (bytes, i);
-        }
+
+    fn planned(graph: &Graph) -> Plan {
+        plan(graph, &Settings::default()).unwrap()
     }
-    steady
+
+    /// Why the buffer of each value is there at a step.
+    fn reasons(graph: &Graph, plan: &Plan, step: usize) -> Vec<String> {
+        let name = |v: ValueId| graph.value(v).name.clone();
+        let live = plan.first_run.live(step).map(|(buffer, reason)| {
+            let why = match reason {
+                Reason::Computed(v) => format!("computed {}", name(v)),
+                Reason::Read { value, at } => format!("{} read at {at}", name(value)),
+                Reason::Held { value, at } => format!("held for {} at {at}", name(value)),
+                Reason::Output(v) => format!("output {}", name(v)),
+                Reason::NeverRead(v) => format!("never read {}", name(v)),
+            };
+            format!("{}: {why}", name(buffer.value))
+        });
+        live.collect()
+    }
+
+    #[test]
+    fn a_step_in_place_takes_no_memory_and_a_sum_does() {
+        let plan = planned(&graph("a = Abs(x) b = Relu(a) y = Add(b, b)"));
+        assert_eq!(plan.first_run.peak_bytes, 2 * T);
+        assert_eq!(plan.first_run.buffers.len(), 2);
+        let plan = planned(&graph("a = Abs(x) b = Exp(a) c = Add(b, a) y = Relu(c)"));
+        assert_eq!(plan.first_run.peak_bytes, 3 * T);
+    }
+
+    #[test]
+    fn a_buffer_that_is_taken_again_is_held_meanwhile() {
+        let g = graph("a = Abs(x) b = ReduceSum<keepdims = 1>(a) c = Exp(b) d = Add(c, x) y = Mul(d, c)");
+        let plan = planned(&g);
+        assert_eq!(reasons(&g, &plan, 2), ["a: held for d at 3", "b: b read at 2", "c: computed c"]);
+        assert_eq!(plan.first_run.peak_bytes, 2 * T + 4);
+    }
+
+    #[test]
+    fn what_nothing_reads_stays_to_the_end() {
+        let g = graph("a = Abs(x) y = Exp(a) dead = Neg(a)");
+        let plan = planned(&g);
+        assert_eq!(reasons(&g, &plan, 2), ["a: a read at 2", "dead: never read dead", "y: computed y"]);
+    }
+
+    #[test]
+    fn later_runs_keep_outputs_beside_the_block() {
+        let plan = planned(&graph("a = Abs(x) b = Exp(a) y = Neg(b)"));
+        let expected =
+            Patterned { first_peak_bytes: 2 * T, block_bytes: 2 * T, peak_bytes: 3 * T, peak_step: 2 };
+        assert_eq!(plan.patterned, expected);
+    }
+
+    #[test]
+    fn sizes_stand_in_for_symbols_but_are_not_planned_with() {
+        let text = "g (float[N] x, float[256] z) => (float[256] y) { a = Abs(z) b = Exp(x) c = Add(b, z) y = Neg(a) }";
+        let mut graph = parse_graph(text, default_opsets()).unwrap();
+        infer::infer_graph(&mut graph);
+        assert!(matches!(plan(&graph, &Settings::default()), Err(Unknown::Sizes(_))));
+        let sizes = Sizes { dims: [("N".to_string(), 256)].into(), ..Sizes::default() };
+        let bound = plan(&graph, &Settings { sizes, ..Settings::default() }).unwrap();
+        assert_eq!(bound.first_run.buffers.len(), 4, "256 and N are not the same size");
+    }
+
+    #[test]
+    fn operators_that_are_in_no_table_are_named() {
+        let g = graph("a = odd.Thing(x) y = Relu(x)");
+        let error = plan(&g, &Settings::default()).unwrap_err();
+        assert_eq!(error, Unknown::Sizes(vec!["a".to_string()]));
+        let text = "g (float[256] x) => (float[256] y) <float[256] a> { a = odd.Thing(x) y = Relu(a) }";
+        let graph = parse_graph(text, default_opsets()).unwrap();
+        assert_eq!(planned(&graph).unknown, [("odd.Thing".to_string(), 1)].into());
+    }
 }

@@ -5,7 +5,8 @@
 //!   output. What exists before the run (graph inputs, initializers, captured values) has one more for its owner, and
 //!   so never runs out of uses.
 //! - In the order of execution, each result (`ComputeSingleStreamReusePlan`)
-//!   1. that is a graph output gets memory of its own, which the caller keeps;
+//!   1. that is a graph output gets memory of its own, which the caller keeps; except that in the body of a `Loop`,
+//!      the `Identity` of what is given to the body is that value itself;
 //!   2. that is a view shares the buffer of its operand, whatever that is;
 //!   3. may take over the buffer of an operand that the kernel offers if this is the last use of the buffer and both
 //!      are of the same size (`FindReusableInput`);
@@ -21,7 +22,7 @@
 
 use std::collections::HashMap;
 
-use dmopt_ir::{DType, Dim, Graph, OpId, ValueId};
+use dmopt_ir::{DType, Def, Dim, Graph, OpId, ValueId};
 
 use crate::Kernels;
 
@@ -54,15 +55,26 @@ impl Buffers {
         self.origin[self.owner(value).index()]
     }
 
-    /// Assigns buffers for this order of execution.
-    pub fn assign(graph: &Graph, order: &[OpId], kernels: Kernels) -> Buffers {
+    /// Assigns buffers for this order of execution. `parent` is the type of the operator whose body the graph is.
+    pub fn assign(graph: &Graph, order: &[OpId], kernels: Kernels, parent: Option<&str>) -> Buffers {
         let mut state = State::new(graph);
+        let carries = |id: OpId| {
+            // The number of the round changes in place, so that alone is copied.
+            let op = graph.op(id);
+            let number = graph.inputs().first().copied();
+            let read = op.input(0).filter(|&x| op.is("Identity") && Some(x) != number)?;
+            let is_given = matches!(graph.value(read).def, Def::Input { .. } | Def::Captured { .. });
+            (parent == Some("Loop") && is_given).then_some(read)
+        };
         for &id in order {
             let op = graph.op(id);
             for (slot, value) in op.outputs.iter().enumerate() {
                 let Some(value) = *value else { continue };
                 if graph.is_output(value) {
-                    state.buffers.origin[value.index()] = Origin::Output;
+                    match carries(id) {
+                        Some(read) => state.share(value, read),
+                        None => state.buffers.origin[value.index()] = Origin::Output,
+                    }
                     continue;
                 }
                 match state.taken_over(kernels, id, slot, value) {

@@ -1,70 +1,193 @@
 //! What ONNX Runtime's kernels for the processor allocate while they run, with one thread.
+//!
+//! Sources: the kernels in `core/providers/cpu` and `contrib_ops/cpu`, and what the counting allocator saw of them.
+//! Memory that kernels take from the C++ heap (`std::vector`) never comes through an allocator of the session and is
+//! not counted anywhere.
 
 use dmopt_ir::{DType, Graph, Op, OpId, ValueId};
 
-/// Bytes that the kernel holds at most beside its operands and results; `None` when a size is not known.
-pub(crate) fn cpu(version: (u32, u32), graph: &Graph, id: OpId) -> Option<u64> {
-    let op = graph.op(id);
-    match (op.domain.as_str(), op.op_type.as_str()) {
-        ("" | "ai.onnx", "Conv") | ("com.microsoft", "FusedConv") => conv(version, graph, op),
-        ("" | "ai.onnx", "Sum") => sum(graph, op),
-        _ => Some(0),
+/// What a kernel holds of its own, in bytes, at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Scratch {
+    /// While its results are not allocated yet.
+    pub before: u64,
+    /// Beside its results.
+    pub beside: u64,
+}
+
+impl Scratch {
+    /// What is needed beside results of which this many bytes are allocated by the kernel: if the kernel needs more
+    /// before, the difference counts too.
+    pub fn beside(self, allocated: u64) -> u64 {
+        self.beside.max(self.before.saturating_sub(allocated))
     }
 }
 
-/// Three operands or more are added up in temporaries (`UntypedBroadcastVariadic` in
-/// `cpu/math/element_wise_ops.cc`): each pair in a new one, the last pair in the result; the sum so far is freed once
-/// the next one is there.
-fn sum(graph: &Graph, op: &Op) -> Option<u64> {
-    let bytes = graph.tensor_type(op.output(0)?)?.bytes()?;
-    Some(match op.inputs.len() {
-        0..=2 => 0,
-        3 => bytes,
-        _ => 2 * bytes,
-    })
+/// What the kernel of an operator needs; `None` when a size is not known. Operators that are not listed here need
+/// nothing.
+pub(crate) fn cpu(version: (u32, u32), graph: &Graph, id: OpId) -> Option<Scratch> {
+    let op = graph.op(id);
+    let call = Call { graph, op };
+    let beside = match (op.domain.as_str(), op.op_type.as_str()) {
+        ("" | "ai.onnx", "Sum" | "Max" | "Min" | "Mean") => return call.variadic(),
+        ("" | "ai.onnx", "Conv") | ("com.microsoft", "FusedConv") => call.conv(version),
+        ("" | "ai.onnx", "ConvTranspose") => call.conv_transpose(),
+        ("" | "ai.onnx", "Where") => call.choice(),
+        ("" | "ai.onnx", "Softmax" | "LogSoftmax" | "Hardmax") => call.softmax(),
+        ("" | "ai.onnx", "Resize" | "Upsample") => call.resize(),
+        ("" | "ai.onnx", "LRN") => call.local_response(),
+        // contrib_ops/cpu/bert/bias_gelu.cc: the sum before the function.
+        ("com.microsoft", "BiasGelu") => call.bytes(op.output(0)),
+        _ => Some(0),
+    };
+    Some(Scratch { before: 0, beside: beside? })
 }
 
 /// Elements that a thread unfolds at a time (`MLAS_CONV_WORKING_BUFFER_SIZE_PER_THREAD`).
 const SEGMENT: u64 = 16 * 1024;
 
-/// The working buffer of a convolution (`MlasConvPrepare` in `core/mlas/lib/convolve.cpp`): none where the image is
-/// the matrix already (1x1 kernels and the like), the whole unfolded image where there are more filters than
-/// positions, and otherwise 64 KiB, in which it is unfolded piece by piece. Before 1.27, several images or groups were
-/// unfolded as a whole each.
-fn conv(version: (u32, u32), graph: &Graph, op: &Op) -> Option<u64> {
-    let dims = |value: Option<ValueId>| graph.tensor_type(value?)?.dims();
-    let (x, w, y) = (dims(op.input(0))?, dims(op.input(1))?, dims(op.output(0))?);
-    let spatial = x.len().checked_sub(2).filter(|_| x.len() == y.len() && x.len() == w.len())?;
-    let dtype = graph.tensor_type(op.input(0)?)?.dtype;
-    let groups = u64::try_from(op.int("group").unwrap_or(1)).ok().filter(|&n| n > 0)?;
-    let (batch, channels, filters) = (*x.first()?, *w.get(1)?, w.first()? / groups);
-    let (kernel, positions) = (w.get(2..)?, y.get(2..)?.iter().product::<u64>());
-    let unfolded = channels * kernel.iter().product::<u64>();
-    let ones = |name| op.ints(name).is_none_or(|list| list.iter().all(|&n| n == 1));
-    let padded = (0..spatial).any(|axis| {
-        // Without strides, an image that is padded is larger afterwards than the kernel leaves it.
-        let dilation = op.ints("dilations").and_then(|d| d.get(axis)).map_or(1, |&d| d.max(1) as u64);
-        let reach = (kernel[axis].max(1) - 1) * dilation;
-        y[axis + 2] + reach != x[axis + 2]
-    });
-    if dtype != DType::F32 {
-        return Some(0);
+struct Call<'g> {
+    graph: &'g Graph,
+    op: &'g Op,
+}
+
+impl Call<'_> {
+    fn dims(&self, value: Option<ValueId>) -> Option<Vec<u64>> {
+        self.graph.tensor_type(value?)?.dims()
     }
-    if ones("strides") && !padded {
-        let whole = spatial == 2
-            && ones("dilations")
-            && channels == 1
-            && (kernel[1] == x[3] || (kernel[0] == x[2] && kernel[1] == 1));
-        let line = spatial == 1 && ones("dilations") && channels == 1 && kernel[0] == x[2];
-        if unfolded == channels || whole || line {
-            return Some(0);
+
+    fn bytes(&self, value: Option<ValueId>) -> Option<u64> {
+        self.graph.tensor_type(value?)?.bytes()
+    }
+
+    fn dtype(&self, value: Option<ValueId>) -> Option<DType> {
+        Some(self.graph.tensor_type(value?)?.dtype)
+    }
+
+    /// Bytes of what these values broadcast to.
+    fn broadcast(&self, dtype: DType, values: &[ValueId]) -> Option<u64> {
+        let mut dims: Vec<u64> = Vec::new();
+        for &value in values {
+            let other = self.dims(Some(value))?;
+            if other.len() > dims.len() {
+                dims.splice(0..0, std::iter::repeat_n(1, other.len() - dims.len()));
+            }
+            let offset = dims.len() - other.len();
+            for (dim, other) in dims[offset..].iter_mut().zip(other) {
+                *dim = if *dim == 1 { other } else { *dim };
+            }
+        }
+        dtype.packed_len(product(&dims))
+    }
+
+    /// Three operands or more are taken together two at a time (`UntypedBroadcastVariadic` in
+    /// `math/element_wise_ops.cc`): into a new temporary each time, which replaces the one before, the last time into
+    /// the result.
+    fn variadic(&self) -> Option<Scratch> {
+        let values: Vec<ValueId> = self.op.operands().collect();
+        let dtype = self.dtype(self.op.output(0))?;
+        let mut scratch = Scratch::default();
+        for count in 2..values.len() {
+            let next = self.broadcast(dtype, &values[..count])?;
+            scratch =
+                Scratch { before: scratch.before.max(scratch.beside.saturating_add(next)), beside: next };
+        }
+        Some(scratch)
+    }
+
+    /// `Where` (`tensor/where_op.cc`): what the condition leaves of either operand, each of the shape of the two.
+    fn choice(&self) -> Option<u64> {
+        let dtype = self.dtype(self.op.output(0))?;
+        let condition = self.op.input(0)?;
+        let chosen = |operand| self.broadcast(dtype, &[condition, self.op.input(operand)?]);
+        chosen(1)?.checked_add(chosen(2)?)
+    }
+
+    /// From version 13 on, an axis that is not the last is brought there and back (`math/softmax.cc`,
+    /// `math/hardmax.cc`).
+    fn softmax(&self) -> Option<u64> {
+        let rank = self.graph.tensor_type(self.op.input(0)?)?.rank()? as i64;
+        let last = matches!(self.op.int("axis").unwrap_or(-1), axis if axis == -1 || axis == rank - 1);
+        match self.graph.opset("") >= 13 && !last {
+            true => self.bytes(self.op.output(0))?.checked_mul(2),
+            false => Some(0),
         }
     }
-    Some(if filters > positions {
-        4 * positions * unfolded
-    } else if version < (1, 27) && (batch > 1 || groups > 1) {
-        4 * SEGMENT.max(positions * unfolded).max(filters * positions)
-    } else {
-        4 * SEGMENT
-    })
+
+    /// Indices and weights of linear interpolation (`SetupUpsampleBilinear`, `SetupUpsampleTrilinear` in
+    /// `tensor/upsample.cc`): per row and column of the result two indices and two weights of 4 bytes each; per plane,
+    /// row and column 24 bytes. Nothing where all sizes stay.
+    fn resize(&self) -> Option<u64> {
+        let (x, y) = (self.dims(self.op.input(0))?, self.dims(self.op.output(0))?);
+        if self.op.string("mode") != Some("linear") || x == y || x.len() != y.len() {
+            return Some(0);
+        }
+        let sum = |axes: &[u64]| axes.iter().sum::<u64>();
+        Some(match y.len() {
+            2 => 16 * sum(&y),
+            3 => 24 * sum(&y),
+            4 if x[..2] == y[..2] => 16 * sum(&y[2..]),
+            4 => 16 * sum(&y[1..3]),
+            5 => 24 * sum(&y[2..]),
+            _ => 0,
+        })
+    }
+
+    /// `LRN` (`nn/lrn.cc`): the scale of each element, and the squares of one image with a margin.
+    fn local_response(&self) -> Option<u64> {
+        let x = self.dims(self.op.input(0))?;
+        let margin = u64::try_from(self.op.int("size")?).ok()?.saturating_sub(1);
+        let image = product(x.get(2..)?);
+        self.bytes(self.op.input(0))?.checked_add(4 * (x.get(1)? + margin) * image)
+    }
+
+    /// The unfolded image of one group (`nn/conv_transpose.cc`).
+    fn conv_transpose(&self) -> Option<u64> {
+        let (x, w) = (self.dims(self.op.input(0))?, self.dims(self.op.input(1))?);
+        Some(4 * product(w.get(1..)?) * product(x.get(2..)?))
+    }
+
+    /// The working buffer of a convolution (`MlasConvPrepare` in `core/mlas/lib/convolve.cpp`): none where the image
+    /// is the matrix already (1x1 kernels and the like), the whole unfolded image where there are more filters than
+    /// positions, and otherwise 64 KiB, in which it is unfolded piece by piece. Before 1.27, several images or groups
+    /// were unfolded as a whole each.
+    fn conv(&self, version: (u32, u32)) -> Option<u64> {
+        let op = self.op;
+        let (x, w, y) = (self.dims(op.input(0))?, self.dims(op.input(1))?, self.dims(op.output(0))?);
+        let spatial = x.len().checked_sub(2).filter(|_| x.len() == y.len() && x.len() == w.len())?;
+        let groups = u64::try_from(op.int("group").unwrap_or(1)).ok().filter(|&n| n > 0)?;
+        let (batch, channels, filters) = (x[0], w[1], w[0] / groups);
+        let (kernel, positions) = (&w[2..], product(&y[2..]));
+        let unfolded = channels.saturating_mul(product(kernel));
+        let ones = |name| op.ints(name).is_none_or(|list| list.iter().all(|&n| n == 1));
+        let padded = (0..spatial).any(|axis| {
+            // Without strides, an image that is padded is larger afterwards than the kernel leaves it.
+            let dilation = op.ints("dilations").and_then(|d| d.get(axis)).map_or(1, |&d| d.max(1) as u64);
+            let reach = (kernel[axis].max(1) - 1).saturating_mul(dilation);
+            y[axis + 2].saturating_add(reach) != x[axis + 2]
+        });
+        if ones("strides") && !padded {
+            let single = ones("dilations") && channels == 1;
+            let whole = match spatial {
+                1 => single && kernel[0] == x[2],
+                2 => single && (kernel[1] == x[3] || (kernel[0] == x[2] && kernel[1] == 1)),
+                _ => false,
+            };
+            if unfolded == channels || whole {
+                return Some(0);
+            }
+        }
+        let elements = if filters > positions {
+            positions.checked_mul(unfolded)?
+        } else if version < (1, 27) && (batch > 1 || groups > 1) {
+            SEGMENT.max(positions.checked_mul(unfolded)?).max(filters.checked_mul(positions)?)
+        } else {
+            SEGMENT
+        };
+        elements.checked_mul(4)
+    }
+}
+
+fn product(dims: &[u64]) -> u64 {
+    dims.iter().fold(1, |n, &dim| n.saturating_mul(dim))
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use dmopt_ir::{Graph, Op};
+use dmopt_ir::{DType, Graph, Op};
 
 use crate::Kernels;
 
@@ -26,23 +26,23 @@ pub(crate) fn alias(kernels: Kernels, graph: &Graph, op: &Op, slot: usize) -> Op
     if op.is("BatchNormalization") && graph.opset("") >= 14 && matches!(slot, 1 | 2) {
         return Some(slot + 2);
     }
-    (slot == 0 && matches!(rule(kernels, graph.opset(""), op), Some(Rule::View))).then_some(0)
+    (slot == 0 && matches!(rule(kernels, graph, op), Some(Rule::View))).then_some(0)
 }
 
 /// The operands whose buffer the result at `slot` may take over.
 pub(crate) fn in_place(kernels: Kernels, graph: &Graph, op: &Op, slot: usize) -> Range<usize> {
-    match rule(kernels, graph.opset(""), op) {
+    match rule(kernels, graph, op) {
         Some(Rule::InPlace(operands)) if slot == 0 => operands,
         _ => 0..0,
     }
 }
 
 /// True when the operator is in a table.
-pub(crate) fn knows(kernels: Kernels, op: &Op) -> bool {
-    rule(kernels, 0, op).is_some()
+pub(crate) fn knows(kernels: Kernels, graph: &Graph, op: &Op) -> bool {
+    rule(kernels, graph, op).is_some()
 }
 
-fn rule(kernels: Kernels, opset: i64, op: &Op) -> Option<Rule> {
+fn rule(kernels: Kernels, graph: &Graph, op: &Op) -> Option<Rule> {
     let on_cuda = matches!(kernels, Kernels::OrtCuda { .. });
     let version = match kernels {
         Kernels::OrtCpu { version } | Kernels::OrtCuda { version } => version,
@@ -55,17 +55,20 @@ fn rule(kernels: Kernels, opset: i64, op: &Op) -> Option<Rule> {
         // cpu/tensor/{identity_op,reshape,squeeze,unsqueeze,flatten}.cc and their like of CUDA.
         ("", "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten") => Rule::View,
         // cuda/tensor/identity_op.cc, cuda/nn/dropout.cc; the kernel of the processor copies.
-        ("", "Dropout") if on_cuda && opset < 12 => Rule::View,
+        ("", "Dropout") if on_cuda && graph.opset("") < 12 => Rule::View,
         // cpu/activation/activations.cc, cuda/activation/activations.cc.
         (
             "",
             "Elu" | "HardSigmoid" | "LeakyRelu" | "Relu" | "Selu" | "Sigmoid" | "Softplus" | "Softsign"
             | "Tanh" | "ThresholdedRelu",
         ) => first,
-        // cpu/activation/activations.cc, cpu/math/{clip,softmax}.cc, cpu/tensor/{cast_op,scatter}.cc.
-        ("", "Celu" | "Clip" | "Softmax" | "LogSoftmax" | "Cast" | "Scatter" | "ScatterElements") => {
-            on_cpu(first)
-        }
+        // cpu/activation/activations.cc, cpu/math/clip.cc, cpu/tensor/{cast_op,scatter}.cc.
+        ("", "Celu" | "Clip" | "Cast" | "Scatter" | "ScatterElements") => on_cpu(first),
+        // cpu/math/softmax.cc: declared for float alone.
+        ("", "Softmax" | "LogSoftmax") => match op.input(0).and_then(|x| graph.tensor_type(x)) {
+            Some(ty) if ty.dtype == DType::F32 => on_cpu(first),
+            _ => Rule::Fresh,
+        },
         // {cpu,cuda}/nn/shrink.cc, {cpu,cuda}/tensor/trilu.cc.
         ("", "Shrink" | "Trilu") => first,
         // cuda/tensor/scatter_nd.cc.
@@ -75,6 +78,8 @@ fn rule(kernels: Kernels, opset: i64, op: &Op) -> Option<Rule> {
         // contrib_ops/cpu/fused_conv.cc: the operand that is added, since 1.24.
         ("com.microsoft", "FusedConv") if !on_cuda && version >= (1, 24) => Rule::InPlace(3..4),
         ("com.microsoft", "FusedConv" | "Gelu" | "QuickGelu" | "BiasGelu" | "FastGelu") => Rule::Fresh,
+        ("", "If" | "Loop") => Rule::Fresh,
+        ("", "Scan") if graph.opset("") >= 9 => Rule::Fresh,
         ("", name) if FRESH.binary_search(&name).is_ok() => Rule::Fresh,
         _ => return None,
     })
@@ -85,18 +90,17 @@ fn rule(kernels: Kernels, opset: i64, op: &Op) -> Option<Rule> {
 const FRESH: &[&str] = &[
     "Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh",
     "AveragePool", "BatchNormalization", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
-    "CastLike", "Ceil", "Compress", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos",
-    "Cosh", "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Einsum", "Equal", "Erf", "Exp",
-    "Expand", "EyeLike", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
-    "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
-    "HardSwish", "Hardmax", "If", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LayerNormalization",
-    "Less", "LessOrEqual", "Log", "Loop", "LpNormalization", "LpPool", "MatMul", "Max", "MaxPool", "Mean",
-    "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "NonZero", "Not", "OneHot", "Or",
+    "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "Cosh",
+    "CumSum", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Equal", "Erf", "Exp", "Expand",
+    "EyeLike", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool",
+    "GlobalLpPool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "Hardmax", "InstanceNormalization",
+    "IsInf", "IsNaN", "LRN", "LayerNormalization", "Less", "LessOrEqual", "Log", "LpNormalization",
+    "LpPool", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or",
     "PRelu", "Pad", "Pow", "QuantizeLinear", "RMSNormalization", "Range", "Reciprocal", "ReduceL1",
     "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "Resize", "ReverseSequence", "Round", "Scan", "ScatterND", "Shape",
-    "Sign", "Sin", "Sinh", "Size", "Slice", "SpaceToDepth", "Split", "Sqrt", "Sub", "Sum", "Swish", "Tan",
-    "Tile", "TopK", "Transpose", "Upsample", "Where", "Xor",
+    "ReduceSum", "ReduceSumSquare", "Resize", "ReverseSequence", "Round", "ScatterND", "Shape", "Sign",
+    "Sin", "Sinh", "Size", "Slice", "SpaceToDepth", "Split", "Sqrt", "Sub", "Sum", "Tan", "Tile", "TopK",
+    "Transpose", "Upsample", "Where", "Xor",
 ];
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! What is in memory at each step of a run, and why.
 
-use dmopt_ir::{Graph, OpId, ValueId};
+use dmopt_ir::{OpId, ValueId};
 
-use super::{Buffers, Origin};
-use crate::{Kernels, Unknown};
+use super::frame::{At, Frame, Run};
 
 /// A run, step by step. Steps are positions in the order of execution.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -25,7 +24,7 @@ pub struct Step {
     pub op: OpId,
     /// Values in memory while it runs, its results included.
     pub live_bytes: u64,
-    /// What the kernel needs for itself.
+    /// What the kernel needs for itself beside them; for an operator with bodies, what these need.
     pub scratch_bytes: u64,
 }
 
@@ -120,69 +119,21 @@ impl Timeline {
         self.buffers.iter().filter_map(move |buffer| Some((buffer, buffer.reason(step)?)))
     }
 
-    /// `graph` has known sizes.
-    pub(super) fn new(
-        graph: &Graph,
-        order: &[OpId],
-        buffers: &Buffers,
-        kernels: Kernels,
-    ) -> Result<Timeline, Unknown> {
-        let mut unknown = Vec::new();
-        let mut step_of = vec![0usize; graph.op_bound()];
-        order.iter().enumerate().for_each(|(step, id)| step_of[id.index()] = step);
-        let end = order.len().saturating_sub(1);
-        let mut made: Vec<Buffer> = Vec::new();
-        let mut place = vec![None; graph.value_bound()];
-        let mut steps = Vec::with_capacity(order.len());
-        for (step, &id) in order.iter().enumerate() {
-            for value in graph.op(id).results() {
-                let owner = buffers.owner(value);
-                let origin = buffers.origin(value);
-                if origin == Origin::Outside {
-                    continue;
-                }
-                let at = *place[owner.index()].get_or_insert_with(|| {
-                    let bytes = graph.tensor_type(owner).and_then(|ty| ty.bytes()).unwrap_or_else(|| {
-                        unknown.push(graph.value(owner).name.clone());
-                        0
-                    });
-                    let is_output = origin == Origin::Output;
-                    let tenants = Vec::new();
-                    made.push(Buffer { value: owner, tenants, bytes, first: step, last: step, is_output });
-                    made.len() - 1
-                });
-                let mut readers: Vec<usize> = graph.uses(value).map(|at| step_of[at.op.index()]).collect();
-                readers.sort_unstable();
-                readers.dedup();
-                made[at].tenants.push(Tenant { value, first: step, readers });
-            }
-            let scratch_bytes = kernels.scratch(graph, id).unwrap_or_else(|| {
-                unknown.push(
-                    graph.op(id).results().next().map_or(String::new(), |v| graph.value(v).name.clone()),
-                );
-                0
-            });
-            steps.push(Step { op: id, live_bytes: 0, scratch_bytes });
-        }
-        if !unknown.is_empty() {
-            return Err(Unknown::Sizes(unknown));
-        }
-        let (mut appear, mut vanish) = (vec![0u128; order.len() + 1], vec![0u128; order.len() + 1]);
-        for buffer in &mut made {
-            let read = buffer.tenants.iter().filter_map(|t| t.readers.last()).max();
-            buffer.last = if buffer.is_output { end } else { read.copied().unwrap_or(end) };
-            appear[buffer.first] += u128::from(buffer.bytes);
-            vanish[buffer.last + 1] += u128::from(buffer.bytes);
-        }
-        let mut run = Timeline { steps, buffers: made, peak_bytes: 0, peak_step: 0 };
-        let mut now = 0u128;
-        for (i, step) in run.steps.iter_mut().enumerate() {
-            now = now + appear[i] - vanish[i];
-            step.live_bytes = now.try_into().unwrap_or(u64::MAX);
-            if step.total_bytes() > run.peak_bytes {
-                (run.peak_bytes, run.peak_step) = (step.total_bytes(), i);
-            }
-        }
-        Ok(run)
+    pub(super) fn new(frame: &Frame<'_>) -> Timeline {
+        let at = frame.run(Run::Plain, &|_| true);
+        let steps = frame.order.iter().zip(at).map(|(&op, at)| {
+            let At { live_bytes, scratch_bytes } = at;
+            Step { op, live_bytes, scratch_bytes }
+        });
+        let steps: Vec<Step> = steps.collect();
+        let (peak_step, peak_bytes) = peak(steps.iter().map(Step::total_bytes));
+        Timeline { steps, buffers: frame.buffers.clone(), peak_bytes, peak_step }
     }
+}
+
+/// The first of the largest numbers, and where it is.
+pub(super) fn peak(bytes: impl Iterator<Item = u64>) -> (usize, u64) {
+    bytes
+        .enumerate()
+        .fold((0, 0), |(at, most), (i, bytes)| if bytes > most { (i, bytes) } else { (at, most) })
 }
