@@ -90,7 +90,7 @@ mod tests {
 
         fn run(&mut self, _: &[Named]) -> Result<Outputs, RuntimeError> {
             let wall = Duration::from_millis(self.0.remove(0));
-            Ok(Outputs { tensors: Vec::new(), watched: Vec::new(), wall, peak_bytes: None })
+            Ok(Outputs { tensors: Vec::new(), watched: Vec::new(), wall })
         }
     }
 

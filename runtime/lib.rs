@@ -19,6 +19,7 @@ pub mod compare;
 mod diverge;
 pub mod inputs;
 mod latency;
+mod memory;
 mod npz;
 #[cfg(feature = "ort")]
 pub mod ort;
@@ -33,6 +34,7 @@ mod testing;
 pub mod tract;
 mod validate;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,10 +44,14 @@ use dmopt_ir::{DType, Tensor, TensorType};
 pub use compare::{Comparison, Tolerance};
 pub use diverge::{Divergence, Expose, compare_inside};
 pub use latency::{Latency, latency};
+pub use memory::{Arena, Memory, Peak};
 pub use npz::{NpzError, read_npz};
 pub use session_code::{Language, session_code};
 pub use settings::{Ep, Level, SessionKind, Settings};
 pub use validate::{Inside, Options, Run, Status, Validation, differ, validate, validate_with};
+
+/// Version of the embedded runtime.
+pub const TRACT_VERSION: &str = "0.23.9";
 
 /// A model file as a runtime takes it.
 #[derive(Clone, Debug)]
@@ -83,6 +89,18 @@ pub trait Backend {
     /// # Errors
     /// [`RuntimeError::Malformed`], [`RuntimeError::Operator`] or [`RuntimeError::Unsupported`].
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError>;
+
+    /// Runs a model and measures what it takes.
+    ///
+    /// # Errors
+    /// The model does not load or run, or ([`RuntimeError::Unsupported`]) this runtime does not tell.
+    fn memory(&self, model: &ModelFile, inputs: &[Named]) -> Result<Memory, RuntimeError> {
+        let _ = (model, inputs);
+        Err(RuntimeError::Unsupported {
+            runtime: self.name(),
+            reason: "it does not report memory".to_string(),
+        })
+    }
 }
 
 /// A loaded model. Sessions of two models may run at the same time.
@@ -107,6 +125,29 @@ pub trait Session: Send {
     fn watch(&mut self, names: &[String], budget: u64) {
         let _ = (names, budget);
     }
+
+    /// Nodes that run somewhere else than where they were meant to.
+    fn elsewhere(&self) -> &[Placement] {
+        &[]
+    }
+}
+
+/// A node as ONNX Runtime runs it, after its own rewrites.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placement {
+    /// Execution provider.
+    pub provider: String,
+    /// Name of the node; empty for nodes that ONNX Runtime made.
+    pub node: String,
+    /// Operator type, after `domain::` for another than the standard domain.
+    pub operator: String,
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if self.node.is_empty() { "unnamed" } else { &self.node };
+        write!(f, "{name} ({}) on {}", self.operator, self.provider)
+    }
 }
 
 /// Results of one run.
@@ -118,8 +159,6 @@ pub struct Outputs {
     pub watched: Vec<Named>,
     /// Time of the computation alone, without loading and preparation.
     pub wall: Duration,
-    /// Largest amount of memory in use by activations, in bytes; `None` where the runtime does not tell.
-    pub peak_bytes: Option<u64>,
 }
 
 /// Inputs and outputs of a model, in the order of the file; inputs that have an initializer are left out.
@@ -205,4 +244,13 @@ pub enum RuntimeError {
     /// Data of a tensor are not there or do not fit its type.
     #[error(transparent)]
     Tensor(#[from] dmopt_ir::TensorError),
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_version_of_the_embedded_runtime_is_the_pinned_one() {
+        let pinned = format!("tract-onnx = {{ version = \"={}\"", super::TRACT_VERSION);
+        assert!(include_str!("../Cargo.toml").contains(&pinned));
+    }
 }

@@ -112,7 +112,7 @@ impl Session for Loaded {
             .collect::<Result<_, RuntimeError>>()?;
         let watched = watched.into_iter().zip(results);
         let watched = watched.filter_map(|(name, value)| from_tract(&value, &name).ok().map(|t| (name, t)));
-        Ok(Outputs { tensors, watched: watched.collect(), wall, peak_bytes: None })
+        Ok(Outputs { tensors, watched: watched.collect(), wall })
     }
 
     fn values(&self) -> &[String] {

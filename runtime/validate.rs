@@ -46,6 +46,24 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The inputs of the run with these sizes and this seed (see [`Run`]).
+    ///
+    /// # Errors
+    /// See [`random_inputs`].
+    pub fn inputs(
+        &self,
+        interface: &Interface,
+        sizes: &Sizes,
+        seed: u64,
+    ) -> Result<Vec<Named>, RuntimeError> {
+        match self.given.get(seed as usize) {
+            Some(given) => Ok(given.clone()),
+            None => random_inputs(interface, sizes, &self.pins, seed),
+        }
+    }
+}
+
 /// The verdict.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
@@ -215,16 +233,10 @@ enum Stop {
 }
 
 impl Pair<'_> {
-    fn inputs(&self, sizes: &Sizes, seed: u64) -> Result<Vec<Named>, RuntimeError> {
-        match self.options.given.get(seed as usize) {
-            Some(given) => Ok(given.clone()),
-            None => random_inputs(self.original.interface(), sizes, &self.options.pins, seed),
-        }
-    }
-
     /// The same inputs through both models, each on its own thread.
     fn run(&mut self, sizes: &Sizes, seed: u64) -> Result<(Outputs, Outputs), Stop> {
-        let inputs = self.inputs(sizes, seed).map_err(|e| Stop::Refused(e.to_string()))?;
+        let inputs = self.options.inputs(self.original.interface(), sizes, seed);
+        let inputs = inputs.map_err(|e| Stop::Refused(e.to_string()))?;
         let rewritten = self.rewritten.as_deref_mut().ok();
         let (expected, actual) = std::thread::scope(|scope| {
             let other = rewritten.map(|session| scope.spawn(|| session.run(&inputs)));
@@ -294,6 +306,11 @@ impl Validation {
             runs: Vec::new(),
             refused: Vec::new(),
         }
+    }
+
+    /// A verdict without a run.
+    pub fn skip(runtime: &'static str, tolerance: Tolerance, reason: impl ToString) -> Validation {
+        Validation::new(runtime, tolerance).skipped(reason)
     }
 
     fn skipped(self, reason: impl ToString) -> Validation {

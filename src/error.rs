@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::Report;
 use crate::{onnx, passes};
 
-/// Why a model was not optimized. Each message is one line that names the file and the reason.
+/// Why a model was not optimized, or what is wrong with one that was compared. Each message is one line that names the file and the reason.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read or written, or is no model.
@@ -53,6 +53,56 @@ pub enum Error {
         /// What the system answered.
         cause: std::io::Error,
     },
+    /// A runtime, execution provider or device that was asked for is not there, or cannot tell what was asked.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Two models that are to be compared have other inputs or outputs.
+    #[error("{candidate} has another interface than {reference}: {reason}")]
+    Interface {
+        /// The reference.
+        reference: String,
+        /// The candidate.
+        candidate: String,
+        /// The first difference.
+        reason: String,
+    },
+    /// Inputs in files that cannot be read or do not fit the model.
+    #[error("{0}")]
+    Inputs(String),
+    /// Two models that were compared do not compute the same.
+    #[error("{candidate} does not compute what {reference} does: {reason}")]
+    Differ {
+        /// The reference.
+        reference: String,
+        /// The candidate.
+        candidate: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A model does not give the outputs that came with its inputs.
+    #[error("{reference} does not give the outputs that came with its inputs: {reason}")]
+    Unexpected {
+        /// The model.
+        reference: String,
+        /// What differs.
+        reason: String,
+    },
+    /// Two models were not compared, because the reference does not run.
+    #[error("{reference}: nothing was compared: {reason}")]
+    NotCompared {
+        /// The reference.
+        reference: String,
+        /// Why it does not run.
+        reason: String,
+    },
+    /// A model takes more than it may.
+    #[error("{candidate}: {exceeded}")]
+    Limit {
+        /// The model.
+        candidate: String,
+        /// Each limit with what was found.
+        exceeded: String,
+    },
     /// Original and result do not compute the same. The output was not put in place.
     #[error("{}: outputs differ: {}; {}", input(.report), reason(.report), where_to(.kept))]
     OutputsDiffer {
@@ -70,11 +120,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code of the command line: 3 when outputs differ, 5 when a required runtime is not available, else 1.
+    /// The exit code of the command line: 3 when outputs differ, 4 when a limit is exceeded, 5 when a required runtime
+    /// is not available or cannot run the model, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::OutputsDiffer { .. } => 3,
-            Error::NotValidated { .. } => 5,
+            Error::OutputsDiffer { .. } | Error::Differ { .. } | Error::Unexpected { .. } => 3,
+            Error::Limit { .. } => 4,
+            Error::NotValidated { .. } | Error::NotCompared { .. } | Error::Unavailable(_) => 5,
             _ => 1,
         }
     }

@@ -13,16 +13,22 @@
 //! [`optimize()`] is read, [`rewrite`], export, [`place`], report. Each step can be had alone, and each crate below
 //! is re-exported under its short name.
 
+mod doctor;
 mod error;
 mod facts;
+mod inside;
 mod inspect;
 mod place;
+mod proof;
 pub mod report;
+mod runtimes;
 mod source;
 mod tolerance;
+pub mod validation;
 
 use dmopt_ir::{Model, Safety, Sizes};
 use dmopt_passes::Outcome;
+use proof::Side;
 
 pub use dmopt_ir as ir;
 pub use dmopt_memory as memory;
@@ -30,13 +36,17 @@ pub use dmopt_onnx as onnx;
 pub use dmopt_passes as passes;
 pub use dmopt_runtime as runtime;
 
+pub use doctor::{Diagnosis, Remedy, Runtime, diagnose};
 pub use error::Error;
 pub use facts::Facts;
 pub use inspect::{Inspection, inspect};
-pub use place::{Placed, Verdict, place};
+pub use place::{Placed, Prove, Verdict, place};
+pub use proof::{Measured, Proof};
 pub use report::Report;
+pub use runtimes::{Runtimes, With};
 pub use source::{Source, Target};
 pub use tolerance::depth;
+pub use validation::validate;
 
 /// What to do to a model, and how far to trust it.
 #[derive(Default)]
@@ -57,6 +67,8 @@ pub struct Options<'a> {
     pub seed: u64,
     /// Whether the result has to prove itself.
     pub validate: Validate,
+    /// Where it has to.
+    pub runtimes: Runtimes,
     /// Told what happens, as it happens.
     pub progress: Option<&'a dyn Fn(Stage<'_>)>,
 }
@@ -110,6 +122,11 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     place::check(&target)?;
     let mut original = source.complete_model()?;
     source.guard(&target, &original)?;
+    // Before the work, because a runtime that was asked for may not be there.
+    let found = match options.validate {
+        Validate::Never => None,
+        _ => Some(options.runtimes.find()?),
+    };
     ir::infer::infer_graph(&mut original.graph);
     let open = report::OpenSizes::of(&original.graph, &options.sizes)
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
@@ -122,7 +139,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let untouched = outcome.safety.is_none().then(|| source.model()).transpose()?;
     let candidate = onnx::export(untouched.as_ref().unwrap_or(&model), &onnx::ExportOptions::default())
         .map_err(|cause| Error::Export { file: source.name.clone(), cause })?;
-    let check = (options.validate != Validate::Never).then(|| runtime::Options {
+    let check = runtime::Options {
         seed: options.seed,
         pins: runtime::inputs::Pins {
             dims: options.sizes.dims.clone(),
@@ -130,9 +147,19 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         },
         tolerance: tolerance::of(&original, &outcome),
         ..runtime::Options::default()
+    };
+    let original_file = source.file();
+    let prove = found.as_ref().map(|found| {
+        |result: &runtime::ModelFile| {
+            say(Stage::Validate);
+            let before = Side { file: &original_file, graph: &original.graph };
+            let after = Side { file: result, graph: &model.graph };
+            proof::prove(found, &options.runtimes, before, after, &check)
+                .map_err(proof::sizes_error(&source.name))
+        }
     });
-    let require = options.validate == Validate::Required;
-    let placed = place(candidate, source, target, check.as_ref(), require, &|| say(Stage::Validate))?;
+    let prove = prove.as_ref().map(|prove| prove as &Prove<'_>);
+    let placed = place(candidate, source, target, prove, options.validate == Validate::Required)?;
     let report = Report::new(source, &original, &model, &outcome, &placed, &open);
     match placed.verdict {
         Verdict::InPlace => Ok(Optimized { report, model }),

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dmopt_runtime::{ModelFile, Options, Status, Validation, validate};
+use dmopt_runtime::{ModelFile, Status};
 use tempfile::TempDir;
 
 use crate::onnx::schema::ModelProto;
 use crate::onnx::{self, Folder, PROTOBUF_LIMIT, WriteOptions};
 use crate::source::folder_of;
-use crate::{Error, Source, Target};
+use crate::{Error, Proof, Source, Target};
 
 /// What became of a result.
 #[derive(Clone, PartialEq, Debug)]
@@ -20,8 +20,8 @@ pub struct Placed {
     pub path: Option<String>,
     /// Size of the model file in bytes.
     pub bytes: u64,
-    /// What validation found; `None` when it was not asked for.
-    pub validation: Option<Validation>,
+    /// What running original and result showed; `None` when that was not asked for.
+    pub proof: Option<Proof>,
 }
 
 /// Whether a result is where it belongs.
@@ -38,36 +38,37 @@ pub enum Verdict {
     Withheld,
 }
 
-/// Writes `candidate`, the result for `source`, to where `target` says, if it passes `check`: original and candidate
-/// run on the same random inputs, the candidate from the very file that is then moved into place. Without `check` it
-/// is not run. `require` makes a check that cannot be made count as failed. `proving` is called before the runs.
+/// Runs a candidate, which is the very file that is then moved into place, against the original.
+///
+/// # Errors
+/// It cannot begin.
+pub type Prove<'a> = dyn Fn(&ModelFile) -> Result<Proof, Error> + 'a;
+
+/// Writes `candidate`, the result for `source`, to where `target` says, if it passes what `prove` makes it go through.
+/// Without, it is not run. `require` makes a proof that was skipped count as failed.
 ///
 /// A candidate that fails is kept as `<target>.rejected.onnx` instead, with its external data.
 ///
 /// # Errors
-/// Something cannot be written, or the sizes in `check` contradict the original. What was at the target before is
-/// still there then.
+/// Something cannot be written, or the proof cannot begin. What was at the target before is still there then.
 pub fn place(
     candidate: ModelProto,
     source: &Source,
     target: Target<'_>,
-    check: Option<&Options>,
+    prove: Option<&Prove<'_>>,
     require: bool,
-    proving: &dyn Fn(),
 ) -> Result<Placed, Error> {
     let folder = Folder::new(&source.folder);
     let write = WriteOptions { source: Some(&folder), ..WriteOptions::default() };
-    let Some(check) = check else {
+    let Some(prove) = prove else {
         let (path, bytes) = put(candidate, target, &write)?;
-        return Ok(Placed { verdict: Verdict::InPlace, path: Some(path), bytes, validation: None });
+        return Ok(Placed { verdict: Verdict::InPlace, path: Some(path), bytes, proof: None });
     };
 
     let staged = Staged::write(&candidate, &target, &write)?;
-    proving();
-    let proof = validate(&source.file(), &staged.file()?, check)
-        .map_err(|cause| Error::Sizes { file: source.name.clone(), reason: cause.to_string() })?;
+    let proof = prove(&staged.file()?)?;
     let bytes = staged.written.bytes;
-    let (verdict, path) = match proof.status {
+    let (verdict, path) = match proof.status() {
         Status::Failed => {
             let kept = keep(candidate, source, &target, &write);
             let path = kept.as_ref().ok().map(|path| path.display().to_string());
@@ -82,7 +83,7 @@ pub fn place(
             (Verdict::InPlace, Some(path))
         }
     };
-    Ok(Placed { verdict, path, bytes, validation: Some(proof) })
+    Ok(Placed { verdict, path, bytes, proof: Some(proof) })
 }
 
 /// Looks whether a result can be put where `target` says, before any work is done for it.

@@ -7,13 +7,16 @@ use std::collections::BTreeMap;
 use dmopt_ir::{Graph, Model, Sizes};
 use dmopt_passes::Outcome;
 use dmopt_runtime::inputs::{Pins, assignments};
-use dmopt_runtime::{Interface, Port, Status};
+use dmopt_runtime::{Interface, Port};
 use serde::{Deserialize, Serialize};
 
-use crate::{Facts, Placed, Source, memory};
+use crate::{Facts, Placed, Proof, Source, memory, proof};
 
 /// The value of [`Report::schema`].
 pub const SCHEMA: &str = "dmopt.report/1";
+
+/// Why there is no verdict where nobody wanted one.
+const NOT_ASKED: &str = "not asked for";
 
 /// What one optimization did and found.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -30,8 +33,10 @@ pub struct Report {
     pub mixing_sites: Vec<MixingSite>,
     /// Memory for activations.
     pub peak: Peak,
-    /// Whether outputs are the same.
+    /// Whether outputs are the same: the runtime that decides, the first that failed or else the first that passed.
     pub validation: Validation,
+    /// The same of every runtime that was asked.
+    pub validations: Vec<Validation>,
     /// The worst class among the edits applied: `exact`, `reassociates` or `approximates`; null without edits.
     pub safety: Option<String>,
     /// True when `--stop-after` ended the run.
@@ -97,8 +102,26 @@ pub struct MixingSite {
 pub struct Peak {
     /// By the liveness model.
     pub predicted: Predicted,
-    /// Bytes measured while a runtime ran the result; null when none that reports memory did.
-    pub measured: Option<u64>,
+    /// Measured in ONNX Runtime; null when it was not.
+    pub measured: Option<Measured>,
+    /// Why it was not.
+    pub measured_reason: Option<String>,
+}
+
+/// A peak measured while ONNX Runtime ran original and result, outputs and temporaries included: the larger of the first
+/// run and the later ones.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Measured {
+    /// Name and version of the runtime.
+    pub runtime: String,
+    /// Execution provider: `cpu`, `cuda` or `cuda:N`.
+    pub ep: String,
+    /// Configuration of the session: `default` or `tuned`.
+    pub session: String,
+    /// Of the original.
+    pub before_bytes: u64,
+    /// Of the result.
+    pub after_bytes: u64,
 }
 
 /// A peak predicted from liveness.
@@ -127,6 +150,10 @@ pub struct Validation {
     pub max_abs: Option<f64>,
     /// Largest difference relative to the elements or the scale of their tensor; null when nothing was compared.
     pub max_rel: Option<f64>,
+    /// Largest number of representable values between two elements of floating-point outputs.
+    pub max_ulp: Option<u64>,
+    /// Smallest cosine of the angle between an output and its reference.
+    pub cosine: Option<f64>,
     /// The difference allowed; null when validation was not asked for.
     pub tolerance: Option<Tolerance>,
     /// True when all outputs had the same bits; null when nothing was compared.
@@ -193,14 +220,27 @@ impl Report {
             let Facts { nodes, parameters, initializer_bytes } = Facts::of(model);
             File { path, file_bytes, nodes, parameters, initializer_bytes }
         };
+        let proof = placed.proof.as_ref();
+        let decided = proof.and_then(Proof::deciding);
+        let not_asked = NOT_ASKED.to_string();
+        let measured = proof.map_or(Err(&not_asked), |proof| proof.measured.as_ref());
         Report {
             schema: SCHEMA.to_string(),
             input: file(Some(source.name.clone()), source.bytes.len() as u64, original),
             output: file(placed.path.clone(), placed.bytes, model),
             passes: outcome.passes.iter().map(Pass::from).collect(),
             mixing_sites: outcome.sites.iter().map(MixingSite::from).collect(),
-            peak: Peak { predicted: open.predict(original, model, placed), measured: None },
-            validation: Validation::new(placed.validation.as_ref()),
+            peak: Peak {
+                predicted: open.predict(original, model, decided),
+                measured: measured.ok().map(Measured::from),
+                measured_reason: measured.err().cloned(),
+            },
+            validation: Validation::new(decided),
+            validations: proof
+                .iter()
+                .flat_map(|proof| &proof.validations)
+                .map(|v| Validation::new(Some(v)))
+                .collect(),
             safety: outcome.safety.map(|class| class.name().to_string()),
             stopped: outcome.out_of_fuel,
             notes: outcome.notes.clone(),
@@ -232,31 +272,43 @@ impl From<&dmopt_passes::Site> for MixingSite {
     }
 }
 
+impl From<&proof::Measured> for Measured {
+    fn from(found: &proof::Measured) -> Measured {
+        Measured {
+            runtime: found.runtime.to_string(),
+            ep: found.ep.to_string(),
+            session: found.session.name().to_string(),
+            before_bytes: found.before.peak().bytes,
+            after_bytes: found.after.peak().bytes,
+        }
+    }
+}
+
 impl Validation {
-    fn new(found: Option<&dmopt_runtime::Validation>) -> Validation {
+    pub(crate) fn new(found: Option<&dmopt_runtime::Validation>) -> Validation {
         let Some(found) = found else {
             return Validation {
                 status: ValidationStatus::Skipped,
                 runtime: None,
                 max_abs: None,
                 max_rel: None,
+                max_ulp: None,
+                cosine: None,
                 tolerance: None,
                 bit_identical: None,
                 inside: None,
-                reason: Some("not asked for".to_string()),
+                reason: Some(NOT_ASKED.to_string()),
                 runs: Vec::new(),
             };
         };
         let compared = found.comparison.as_ref();
         Validation {
-            status: match found.status {
-                Status::Passed => ValidationStatus::Passed,
-                Status::Failed => ValidationStatus::Failed,
-                Status::Skipped => ValidationStatus::Skipped,
-            },
+            status: found.status.into(),
             runtime: Some(found.runtime.to_string()),
             max_abs: compared.map(|c| c.max_abs),
             max_rel: compared.map(|c| c.max_rel),
+            max_ulp: compared.map(|c| c.max_ulp),
+            cosine: compared.map(|c| c.cosine),
             tolerance: Some(Tolerance { abs: found.tolerance.abs, rel: found.tolerance.rel }),
             bit_identical: compared.map(|c| c.bit_identical),
             inside: found.inside.map(|inside| Inside {
@@ -305,8 +357,13 @@ impl OpenSizes {
     }
 
     /// With the sizes that the caller fixes, else those of the first validation run.
-    fn predict(&self, original: &Model, model: &Model, placed: &Placed) -> Predicted {
-        let run = || Some(placed.validation.as_ref()?.runs.first()?.sizes.clone());
+    fn predict(
+        &self,
+        original: &Model,
+        model: &Model,
+        validation: Option<&dmopt_runtime::Validation>,
+    ) -> Predicted {
+        let run = || Some(validation?.runs.first()?.sizes.clone());
         let dims = self.fixed.clone().or_else(run);
         let peak = |model: &Model| self.peak(&model.graph, dims.as_ref()).map(|peak| peak.bytes);
         let (before, after) = (peak(original), peak(model));

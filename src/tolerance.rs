@@ -13,8 +13,23 @@ use crate::facts::each_graph;
 pub(crate) fn of(original: &Model, outcome: &Outcome) -> Tolerance {
     let sites: HashSet<&str> = outcome.sites.iter().map(|site| site.output.as_str()).collect();
     let class = outcome.safety.unwrap_or(Safety::Exact);
-    match coarsest(&original.graph) {
+    match coarsest(&[&original.graph]) {
         Some(dtype) => Tolerance::for_class(class, dtype, depth(&original.graph, &sites)),
+        None => Tolerance::EXACT,
+    }
+}
+
+/// The tolerance for two models of which nothing is known but that they should compute the same: as if one had been
+/// made from the other by reordering sums.
+pub(crate) fn between(a: &Model, b: &Model) -> Tolerance {
+    let deep = |model: &Model| {
+        // The sites are those that the passes find in a copy that goes nowhere.
+        let found = dmopt_passes::run(&mut model.clone(), &dmopt_passes::Options::default());
+        let sites = found.map(|outcome| outcome.sites).unwrap_or_default();
+        depth(&model.graph, &sites.iter().map(|site| site.output.as_str()).collect())
+    };
+    match coarsest(&[&a.graph, &b.graph]) {
+        Some(dtype) => Tolerance::for_class(Safety::Reassociates, dtype, deep(a).max(deep(b))),
         None => Tolerance::EXACT,
     }
 }
@@ -48,11 +63,13 @@ pub fn depth(graph: &Graph, sites: &HashSet<&str>) -> usize {
 }
 
 /// The floating-point type with the fewest digits among all values.
-fn coarsest(graph: &Graph) -> Option<DType> {
+fn coarsest(graphs: &[&Graph]) -> Option<DType> {
     const FINEST_LAST: [DType; 4] = [DType::BF16, DType::F16, DType::F32, DType::F64];
     let mut found = HashSet::new();
-    each_graph(graph, &mut |graph| {
-        found.extend(graph.values().filter_map(|v| graph.tensor_type(v)).map(|ty| ty.dtype));
-    });
+    for graph in graphs {
+        each_graph(graph, &mut |graph| {
+            found.extend(graph.values().filter_map(|v| graph.tensor_type(v)).map(|ty| ty.dtype));
+        });
+    }
     FINEST_LAST.into_iter().find(|dtype| found.contains(dtype))
 }

@@ -8,3 +8,4 @@ mod examples;
 mod exports;
 mod forms;
 mod properties;
+mod validation;

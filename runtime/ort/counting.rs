@@ -21,6 +21,8 @@ use ort::sys::{
     OrtStatusPtr,
 };
 
+use crate::Peak;
+
 /// What happened at the allocator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Event {
@@ -30,19 +32,6 @@ pub(super) enum Event {
     Free(usize),
     /// Statistics were asked for: a kernel begins or ends.
     Mark,
-}
-
-/// Largest memory at one moment of a run, in bytes, and what it consisted of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Peak {
-    /// All of it; the sum of the parts.
-    pub bytes: u64,
-    /// Values between operators. Where `scratch` is not known, it is in here too.
-    pub activations: u64,
-    /// Temporaries of the kernel that ran; `None` where the runtime does not tell when kernels begin and end.
-    pub scratch: Option<u64>,
-    /// Graph outputs that were already there.
-    pub outputs: u64,
 }
 
 thread_local!(static EVENTS: RefCell<Option<Vec<Event>>> = const { RefCell::new(None) });

@@ -73,7 +73,10 @@ pub fn driver() -> Result<Driver, String> {
 /// One sentence: what is missing first of provider, driver and device.
 pub fn usable(library: &Library, driver: &Result<Driver, String>, device: i32) -> Result<(), String> {
     if !library.providers.iter().any(|provider| provider == CUDA) {
-        return Err(format!("this ONNX Runtime ({}) was built without it", library.version));
+        return Err(format!(
+            "this ONNX Runtime ({}) was built without it; `pip install 'onnxruntime-gpu[cuda,cudnn]'` provides one",
+            library.version
+        ));
     }
     let Driver { devices, .. } = driver.as_ref().map_err(Clone::clone)?;
     match usize::try_from(device) {
@@ -94,9 +97,10 @@ mod tests {
         };
         let reason = |library, driver, device| usable(&library, &driver, device).unwrap_err();
         let none = || Err("no NVIDIA driver (libcuda.so.1 is missing)".to_string());
-        assert_eq!(
-            reason(library("CPUExecutionProvider"), none(), 0),
-            "this ONNX Runtime (1.32.0) was built without it"
+        let built = reason(library("CPUExecutionProvider"), none(), 0);
+        assert!(
+            built.starts_with("this ONNX Runtime (1.32.0) was built without it; `pip install"),
+            "{built}"
         );
         assert_eq!(reason(library(CUDA), none(), 0), "no NVIDIA driver (libcuda.so.1 is missing)");
         assert_eq!(reason(library(CUDA), driver(&[]), 0), "no device of number 0; the driver knows 0");

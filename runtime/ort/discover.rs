@@ -81,20 +81,26 @@ pub fn discover(explicit: Option<&Path>) -> Vec<Candidate> {
         .collect()
 }
 
-/// The library to use: the one that the caller or `ORT_DYLIB_PATH` names, whatever it is, or else the first that
-/// is new enough.
+/// The library to use: the [preferred] one of those that are found.
+///
+/// # Errors
+/// See [`preferred`].
+pub fn choose(explicit: Option<&Path>) -> Result<Candidate, String> {
+    preferred(&discover(explicit)).cloned()
+}
+
+/// The library that the caller or `ORT_DYLIB_PATH` names, whatever it is, or else the first that is new enough.
 ///
 /// # Errors
 /// One sentence: nothing was found, or why nothing of what was found can be used.
-pub fn choose(explicit: Option<&Path>) -> Result<Candidate, String> {
-    let found = discover(explicit);
+pub fn preferred(found: &[Candidate]) -> Result<&Candidate, String> {
     let named = found.iter().find(|c| matches!(c.origin, Origin::Option | Origin::Variable));
     let usable = || found.iter().find(|c| c.library.is_ok());
     let Some(choice) = named.or_else(usable).or(found.first()) else {
         return Err("no ONNX Runtime library was found; `pip install onnxruntime` provides one".to_string());
     };
     match &choice.library {
-        Ok(_) => Ok(choice.clone()),
+        Ok(_) => Ok(choice),
         Err(reason) => Err(format!("{} ({}): {reason}", choice.path.display(), choice.origin)),
     }
 }

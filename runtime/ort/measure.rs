@@ -15,46 +15,12 @@ use std::ptr;
 use ort::AsPointer;
 use ort::memory::Allocator;
 
-use super::counting::{self, Peak};
+use super::counting;
 use super::{Ep, OnnxRuntime, OrtSession, Settings, Setup, device_memory, failed, found, nvml, run, values};
-use crate::{ModelFile, Named, RuntimeError};
+use crate::{Arena, Memory, ModelFile, Named, Peak, RuntimeError};
 
 /// Runs in one measurement. The second already shows what every later one needs; the third proves it.
 const RUNS: usize = 3;
-
-/// Memory of one model in bytes, without its inputs, which belong to the caller.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Memory {
-    /// What the session keeps between runs, apart from peaks: on CUDA the weights, on the CPU the copies of them
-    /// that kernels prefer. Weights that ONNX Runtime uses on the CPU as they came with the model never go through
-    /// an allocator, so they are not in here; their size is that of the initializers in the file.
-    pub kept_bytes: u64,
-    /// Peak of the first run.
-    pub first: Peak,
-    /// Peak of the runs after it. Larger than the first where memory patterns are on.
-    pub steady: Peak,
-    /// The arena of a session with the same settings, where it has one.
-    pub arena: Option<Arena>,
-    /// On CUDA, everything that the process holds on the device after the runs, as the driver says, where it does:
-    /// the CUDA context and what its libraries keep included.
-    pub process_bytes: Option<u64>,
-}
-
-/// Statistics of an arena after the same number of runs, in bytes, weights included.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Arena {
-    /// Most in use at a time, each block rounded up as the arena does.
-    pub max_in_use: u64,
-    /// What the arena took from the system or the device, and keeps.
-    pub held: u64,
-}
-
-impl Memory {
-    /// The most that any run needs: the larger of the first run and the later ones.
-    pub fn peak(&self) -> Peak {
-        if self.first.bytes > self.steady.bytes { self.first } else { self.steady }
-    }
-}
 
 impl OnnxRuntime {
     /// Runs a model and measures its memory. On CUDA inputs and outputs are on the device; the inputs do not count.

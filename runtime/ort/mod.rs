@@ -5,7 +5,7 @@
 //!
 //! A session is of one of two [kinds](SessionKind): what everybody gets who sets nothing, and the documented
 //! low-memory configuration; or it has [`Settings`] of its own. On CUDA nothing ever falls back in silence: without the provider, the driver or a
-//! device there is an error, and nodes that ONNX Runtime places on the CPU are [listed](OrtSession::elsewhere).
+//! device there is an error, and nodes that ONNX Runtime places on the CPU are [listed](Session::elsewhere).
 //!
 //! What memory a model takes is measured by [`OnnxRuntime::memory`].
 
@@ -31,15 +31,13 @@ use ort::session::{Session as RawSession, SessionOutputs};
 
 use crate::panics::catch;
 use crate::settings::CUDA;
-use crate::{Backend, Interface, ModelFile, Named, Outputs, Port, RuntimeError, Session};
+use crate::{Backend, Interface, ModelFile, Named, Outputs, Placement, Port, RuntimeError, Session};
 use values::Input;
 
+pub use crate::memory::{Arena, Memory, Peak};
 pub use crate::settings::{Ep, Level, SessionKind, Settings};
-pub use counting::Peak;
 pub use cuda::{Driver, driver, usable};
-pub use discover::{Candidate, Library, Origin, choose, discover, inspect};
-pub use measure::{Arena, Memory};
-pub use nodes::Placement;
+pub use discover::{Candidate, Library, Origin, choose, discover, inspect, preferred};
 
 const NAME: &str = "onnxruntime";
 
@@ -225,6 +223,10 @@ impl Backend for OrtBackend {
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
         Ok(Box::new(self.runtime.session(model, self.settings, self.ep)?))
     }
+
+    fn memory(&self, model: &ModelFile, inputs: &[Named]) -> Result<Memory, RuntimeError> {
+        self.runtime.memory(model, self.settings, self.ep, inputs)
+    }
 }
 
 /// A model loaded in ONNX Runtime.
@@ -264,16 +266,15 @@ impl Session for OrtSession {
                 start.elapsed()
             }
         };
-        Ok(Outputs { tensors, watched: Vec::new(), wall, peak_bytes: None })
+        Ok(Outputs { tensors, watched: Vec::new(), wall })
+    }
+
+    fn elsewhere(&self) -> &[Placement] {
+        &self.elsewhere
     }
 }
 
 impl OrtSession {
-    /// Nodes that run on another execution provider than the one that was asked for.
-    pub fn elsewhere(&self) -> &[Placement] {
-        &self.elsewhere
-    }
-
     fn inputs(&self, inputs: &[Named]) -> Result<Vec<Input>, RuntimeError> {
         let named = |name: &str| inputs.iter().find(|(n, _)| n == name);
         self.interface

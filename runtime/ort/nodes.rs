@@ -1,7 +1,6 @@
 //! Which execution provider runs which node.
 
 use std::ffi::{CStr, c_char};
-use std::fmt;
 use std::ptr;
 
 use ort::AsPointer;
@@ -9,28 +8,10 @@ use ort::session::Session;
 use ort::sys::{OrtEpAssignedNode, OrtEpAssignedSubgraph, OrtStatusPtr};
 
 use super::failed;
-use crate::RuntimeError;
+use crate::{Placement, RuntimeError};
 
 /// Session setting that makes ONNX Runtime keep what is read here.
 pub(super) const RECORD: &str = "session.record_ep_graph_assignment_info";
-
-/// A node as ONNX Runtime runs it, after its own rewrites.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Placement {
-    /// Execution provider.
-    pub provider: String,
-    /// Name of the node; empty for nodes that ONNX Runtime made.
-    pub node: String,
-    /// Operator type, after `domain::` for another than the standard domain.
-    pub operator: String,
-}
-
-impl fmt::Display for Placement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = if self.node.is_empty() { "unnamed" } else { &self.node };
-        write!(f, "{name} ({}) on {}", self.operator, self.provider)
-    }
-}
 
 /// Where each node runs. The session must have been made with [`RECORD`] set to `1`.
 ///

@@ -1,29 +1,33 @@
 //! Commands, one file each, and how they end.
 
+mod doctor;
 mod inspect;
 mod optimize;
 mod passes;
 mod progress;
+mod session;
 mod table;
 mod units;
+mod validate;
 
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use dmopt::Source;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dmopt::ir::Sizes;
+use dmopt::runtime::{Ep, SessionKind};
+use dmopt::{Runtimes, Source, With};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  error: one line on standard error says what is wrong, nothing is written
   2  wrong usage: an unknown flag, pass or value
-  3  outputs differ: the result is kept as *.rejected.onnx, the output is untouched
-  4  a limit or baseline is not met (reserved: no command sets one yet)
-  5  a runtime that was required is not built in or cannot run the model";
+  3  outputs differ: of optimize, the result is kept as *.rejected.onnx, the output is untouched
+  4  a limit is exceeded (--max-peak-ratio, --max-latency-ratio)
+  5  a runtime, execution provider or device that was required is not there or cannot run the model";
 
 /// Makes an ONNX model need the least memory that its computation allows, and proves that the outputs are the same.
 #[derive(Parser)]
@@ -36,8 +40,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Optimize(optimize::Optimize),
-    Passes(passes::Passes),
+    Validate(validate::Validate),
     Inspect(inspect::Inspect),
+    Passes(passes::Passes),
+    Session(session::Session),
+    Doctor(doctor::Doctor),
 }
 
 /// Sizes for what the model leaves open.
@@ -55,6 +62,39 @@ impl SizeArgs {
     fn sizes(&self) -> Sizes {
         Sizes { dims: self.dim.iter().cloned().collect(), shapes: self.input_shape.iter().cloned().collect() }
     }
+}
+
+/// How ONNX Runtime is set up.
+#[derive(Args)]
+struct OrtArgs {
+    /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else of the active Python, else of the system]
+    #[arg(long, value_name = "PATH")]
+    ort_lib: Option<PathBuf>,
+    /// Execution provider of ONNX Runtime: cpu, cuda, or cuda:N for GPU number N
+    #[arg(long, value_name = "EP", default_value_t = Ep::Cpu)]
+    ep: Ep,
+    /// Configuration of ONNX Runtime's sessions: as everybody gets it who sets nothing, or tuned for low memory
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Kind::Default)]
+    session: Kind,
+}
+
+impl OrtArgs {
+    fn runtimes(&self, with: With) -> Runtimes {
+        let session = match self.session {
+            Kind::Default => SessionKind::Default,
+            Kind::Tuned => SessionKind::Tuned,
+        };
+        Runtimes { with, ort_lib: self.ort_lib.clone(), ep: self.ep, session }
+    }
+}
+
+/// Configuration of a session.
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// As everybody gets it who sets nothing
+    Default,
+    /// Tuned for low memory; `dmopt session` prints it
+    Tuned,
 }
 
 /// `NAME=DIMS`, sizes separated by `x` or `,`. A name may have a `=` in it, sizes may not.
@@ -104,8 +144,11 @@ fn usage_error(message: &str) -> ! {
 pub fn run() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Optimize(args) => args.run(),
-        Command::Passes(args) => args.run(),
+        Command::Validate(args) => args.run(),
         Command::Inspect(args) => args.run(),
+        Command::Passes(args) => args.run(),
+        Command::Session(args) => args.run(),
+        Command::Doctor(args) => args.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

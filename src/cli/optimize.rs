@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use dmopt::ir::text;
-use dmopt::{Options, Report, Stage, Target, Validate};
+use dmopt::{Options, Report, Stage, Target, Validate, With};
 
 use super::progress::Progress;
-use super::{SizeArgs, is_pipe, pass_names, source, table};
+use super::{OrtArgs, SizeArgs, is_pipe, pass_names, source, table};
 
 /// Rewrite a model so that it needs less memory, prove that outputs are the same, and write it
 #[derive(Args)]
@@ -45,6 +45,11 @@ pub struct Optimize {
     /// Do not run the models
     #[arg(long)]
     no_validate: bool,
+    /// Where the models run [default: both as far as they are there; what is named here has to be]
+    #[arg(long, value_enum, value_name = "RUNTIME", conflicts_with = "no_validate")]
+    validate_with: Option<Where>,
+    #[command(flatten)]
+    ort: OrtArgs,
     /// Fail with exit code 5 where validation would be skipped
     #[arg(long, conflicts_with = "no_validate")]
     require_validation: bool,
@@ -75,6 +80,17 @@ enum For {
     Portable,
 }
 
+/// A choice of runtimes.
+#[derive(Clone, Copy, ValueEnum)]
+enum Where {
+    /// The embedded runtime
+    Tract,
+    /// ONNX Runtime, which measures memory too
+    Ort,
+    /// Both
+    Both,
+}
+
 impl Optimize {
     pub fn run(self) -> anyhow::Result<()> {
         let For::Portable = self.target;
@@ -87,6 +103,12 @@ impl Optimize {
         }
         let progress = Progress::new(self.quiet, self.verbose);
         let tell = |stage: Stage<'_>| progress.tell(stage);
+        let with = match self.validate_with {
+            None => With::Available,
+            Some(Where::Tract) => With::Tract,
+            Some(Where::Ort) => With::Ort,
+            Some(Where::Both) => With::Both,
+        };
         let options = Options {
             passes: self.passes.clone(),
             skip: self.skip.clone(),
@@ -100,6 +122,7 @@ impl Optimize {
                 (_, true) => Validate::Required,
                 _ => Validate::WhenPossible,
             },
+            runtimes: self.ort.runtimes(with),
             progress: Some(&tell),
         };
         let input = source(&self.input)?;

@@ -3,14 +3,14 @@
 use std::fmt::Write;
 
 use dmopt::Report;
-use dmopt::report::{Pass, Predicted, Validation, ValidationStatus};
+use dmopt::report::{Measured, Pass, Peak, Predicted, Validation, ValidationStatus};
 
 use super::units::{bytes, count, plural};
 
-const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
-const GOOD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Green.on_default();
-const BAD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Red.on_default();
-const DOUBT: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Yellow.on_default();
+pub const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
+pub const GOOD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Green.on_default();
+pub const BAD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Red.on_default();
+pub const DOUBT: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Yellow.on_default();
 
 /// How many refusals and notes are listed unless all are asked for.
 const FEW: usize = 3;
@@ -36,7 +36,17 @@ pub fn render(report: &Report, all: bool) -> String {
         format!("{rewritten} rewritten"),
     );
     row("predicted peak", or_unknown(peak.before_bytes), or_unknown(peak.after_bytes), about(peak));
-    let _ = writeln!(text, "{:<18}{}", "validation", verdict(&report.validation));
+    let measured = report.peak.measured.as_ref();
+    let bytes_of = |side: fn(&Measured) -> u64| measured.map_or_else(|| "-".to_string(), |m| bytes(side(m)));
+    row(
+        "measured peak",
+        bytes_of(|m| m.before_bytes),
+        bytes_of(|m| m.after_bytes),
+        measured_by(&report.peak),
+    );
+    for (i, found) in validations(report).iter().enumerate() {
+        let _ = writeln!(text, "{:<18}{}", if i == 0 { "validation" } else { "" }, verdict(found));
+    }
     if let Some(path) = &after.path {
         let _ = writeln!(text, "{:<18}{path} ({})", "result", bytes(after.file_bytes));
     }
@@ -52,23 +62,45 @@ fn or_unknown(peak: Option<u64>) -> String {
     peak.map_or_else(|| "unknown".to_string(), bytes)
 }
 
+/// Each runtime's verdict, or the one reason why there is none.
+fn validations(report: &Report) -> &[Validation] {
+    if report.validations.is_empty() { std::slice::from_ref(&report.validation) } else { &report.validations }
+}
+
+fn change(before: u64, after: u64) -> String {
+    if before == 0 {
+        return String::new();
+    }
+    format!("{:+.1} %, ", (after as f64 / before as f64 - 1.0) * 100.0)
+}
+
+/// How the peak was measured, or why it was not.
+fn measured_by(peak: &Peak) -> String {
+    match &peak.measured {
+        Some(Measured { runtime, ep, session, before_bytes, after_bytes }) => {
+            format!("{}{runtime}, {ep}, {session} session", change(*before_bytes, *after_bytes))
+        }
+        None => format!("not measured: {}", peak.measured_reason.as_deref().unwrap_or_default()),
+    }
+}
+
 /// How the peak was predicted, or why it was not.
 fn about(peak: &Predicted) -> String {
     if let Some(reason) = &peak.reason {
         return reason.clone();
     }
     let change = match (peak.before_bytes, peak.after_bytes) {
-        (Some(before), Some(after)) if before > 0 => {
-            format!("{:+.1} %, ", (after as f64 / before as f64 - 1.0) * 100.0)
-        }
+        (Some(before), Some(after)) => change(before, after),
         _ => String::new(),
     };
     let sizes: String = peak.sizes.iter().map(|(name, size)| format!(", {name}={size}")).collect();
     format!("{change}activations in {} order{sizes}", peak.order)
 }
 
-fn verdict(found: &Validation) -> String {
+/// What a validation found, in one line.
+pub fn verdict(found: &Validation) -> String {
     let reason = found.reason.as_deref().unwrap_or_default();
+    let remark = if reason.is_empty() { String::new() } else { format!("; {reason}") };
     let runtime = found.runtime.as_deref().unwrap_or_default();
     let figures = || match (found.max_abs, found.max_rel, found.tolerance) {
         (Some(abs), Some(rel), Some(allowed)) => {
@@ -80,9 +112,12 @@ fn verdict(found: &Validation) -> String {
         _ => "nothing was compared".to_string(),
     };
     match found.status {
-        ValidationStatus::Passed => format!("{GOOD}passed{GOOD:#} by {runtime}: {}", figures()),
+        ValidationStatus::Passed => format!("{GOOD}passed{GOOD:#} by {runtime}: {}{remark}", figures()),
         ValidationStatus::Failed => format!("{BAD}failed{BAD:#} by {runtime}: {reason} ({})", figures()),
-        ValidationStatus::Skipped => format!("{DOUBT}skipped{DOUBT:#}: {reason}"),
+        ValidationStatus::Skipped => match runtime {
+            "" | "none" => format!("{DOUBT}skipped{DOUBT:#}: {reason}"),
+            runtime => format!("{DOUBT}skipped{DOUBT:#} by {runtime}: {reason}"),
+        },
     }
 }
 

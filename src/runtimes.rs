@@ -1,0 +1,117 @@
+//! Which runtimes there are, and which of them are asked.
+
+use std::path::PathBuf;
+
+use dmopt_runtime::{Backend, Ep, SessionKind};
+
+use crate::Error;
+
+/// Which runtimes to use, and how ONNX Runtime is set up.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Runtimes {
+    /// Which ones.
+    pub with: With,
+    /// ONNX Runtime's library; without, the first of [`ort::discover`](dmopt_runtime::ort::discover) that can be used.
+    pub ort_lib: Option<PathBuf>,
+    /// Execution provider of ONNX Runtime.
+    pub ep: Ep,
+    /// Configuration of ONNX Runtime's sessions.
+    pub session: SessionKind,
+}
+
+/// Which runtimes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum With {
+    /// Those that are there; a library that is named and an execution provider other than the processor have to be.
+    #[default]
+    Available,
+    /// The embedded one.
+    Tract,
+    /// ONNX Runtime.
+    Ort,
+    /// Both.
+    Both,
+}
+
+/// The runtimes that were found.
+pub(crate) struct Found {
+    /// The embedded one.
+    pub tract: Option<Box<dyn Backend>>,
+    /// ONNX Runtime.
+    pub ort: Option<Box<dyn Backend>>,
+    /// Why ONNX Runtime is not among them; empty when it is.
+    pub without_ort: String,
+}
+
+impl Runtimes {
+    /// The embedded runtime alone.
+    pub fn embedded() -> Runtimes {
+        Runtimes { with: With::Tract, ..Runtimes::default() }
+    }
+
+    /// Loads them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: one that was asked for is not there.
+    pub(crate) fn find(&self) -> Result<Found, Error> {
+        let named = self.ort_lib.is_some() || self.ep != Ep::Cpu;
+        let required = |with| self.with == with || self.with == With::Both;
+        let tract = match embedded() {
+            Some(_) if self.with == With::Ort => None,
+            None if required(With::Tract) => return Err(Error::Unavailable(NO_TRACT.to_string())),
+            found => found,
+        };
+        if self.with == With::Tract && self.ep != Ep::Cpu {
+            return Err(Error::Unavailable(format!(
+                "the embedded runtime has no execution provider {}",
+                self.ep
+            )));
+        }
+        let (ort, without_ort) = match self.with {
+            With::Tract => (None, "not asked for".to_string()),
+            _ => match self.onnx_runtime() {
+                Ok(ort) => (Some(ort), String::new()),
+                Err(reason) if named || required(With::Ort) => return Err(Error::Unavailable(reason)),
+                Err(reason) => (None, reason),
+            },
+        };
+        Ok(Found { tract, ort, without_ort })
+    }
+
+    #[cfg(feature = "ort")]
+    fn onnx_runtime(&self) -> Result<Box<dyn Backend>, String> {
+        use dmopt_runtime::ort::OnnxRuntime;
+        let found = OnnxRuntime::find(self.ort_lib.as_deref()).and_then(|runtime| {
+            runtime.require(self.ep)?;
+            Ok(runtime.backend(self.session, self.ep))
+        });
+        match found {
+            Ok(backend) => Ok(Box::new(backend)),
+            Err(cause) => Err(cause.to_string()),
+        }
+    }
+
+    #[cfg(not(feature = "ort"))]
+    fn onnx_runtime(&self) -> Result<Box<dyn Backend>, String> {
+        Err("this build cannot use ONNX Runtime (it lacks the feature ort)".to_string())
+    }
+}
+
+const NO_TRACT: &str = "built without the embedded runtime (the feature tract)";
+
+#[cfg(feature = "tract")]
+fn embedded() -> Option<Box<dyn Backend>> {
+    Some(Box::new(dmopt_runtime::tract::Tract))
+}
+
+#[cfg(not(feature = "tract"))]
+fn embedded() -> Option<Box<dyn Backend>> {
+    None
+}
+
+impl Found {
+    /// Why there is none at all.
+    pub fn none(&self) -> String {
+        format!("{NO_TRACT}, and ONNX Runtime: {}", self.without_ort)
+    }
+}
