@@ -124,7 +124,10 @@ fn write_at(file: &mut fs::File, piece: &Spill) -> io::Result<()> {
 /// Puts a file in place as a whole: written beside its target, flushed to disk, then renamed over it. Permissions are
 /// those of the file that was there, else what the process gives to new files. A symbolic link stays one; anything
 /// that is not a regular file (a pipe, `/dev/null`) is written to directly.
-fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), Error> {
+///
+/// # Errors
+/// The path is a folder, or a file operation failed; what was there before is still there.
+pub fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), Error> {
     let existing = fs::metadata(path).ok();
     if existing.as_ref().is_some_and(|kind| kind.is_dir()) {
         return Err(Error::Directory(path.to_path_buf()));

@@ -385,11 +385,26 @@ impl OpenSizes {
         graph: &Graph,
         dims: Option<&BTreeMap<String, u64>>,
     ) -> Result<memory::Peak, String> {
+        let graph = graph.with_sizes(&self.sizes(dims));
+        memory::file_order(&graph).map_err(|unknown| self.explain(&unknown))
+    }
+
+    /// The sizes that the caller fixes, or these.
+    pub(crate) fn sizes(&self, dims: Option<&BTreeMap<String, u64>>) -> Sizes {
         let dims = dims.or(self.fixed.as_ref()).unwrap_or(&self.given.dims).clone();
-        let graph = graph.with_sizes(&Sizes { dims, shapes: self.given.shapes.clone() });
-        memory::file_order(&graph).map_err(|unknown| match self.open.first() {
-            Some(name) => format!("{unknown}; dimension {name} is open (--dim {name}=N gives it a size)"),
-            None => unknown.to_string(),
-        })
+        Sizes { dims, shapes: self.given.shapes.clone() }
+    }
+
+    /// Why something is not known, and how to make it known: a sentence.
+    pub(crate) fn explain(&self, unknown: &memory::Unknown) -> String {
+        match self.open.as_slice() {
+            [] => unknown.to_string(),
+            [name] => format!("{unknown}; dimension {name} is open (--dim {name}=N gives it a size)"),
+            names => {
+                let flags: Vec<String> = names.iter().map(|name| format!("--dim {name}=N")).collect();
+                let (names, flags) = (names.join(", "), flags.join(" "));
+                format!("{unknown}; dimensions {names} are open ({flags} gives them sizes)")
+            }
+        }
     }
 }

@@ -2,12 +2,12 @@
 
 mod doctor;
 mod inspect;
+mod memory;
 mod optimize;
 mod passes;
 mod progress;
 mod session;
 mod table;
-mod units;
 mod validate;
 
 use std::io::{self, ErrorKind};
@@ -18,7 +18,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dmopt::ir::Sizes;
 use dmopt::runtime::{Ep, SessionKind};
-use dmopt::{Runtimes, Source, With};
+use dmopt::{Runtimes, Source, With, units};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -42,6 +42,7 @@ enum Command {
     Optimize(optimize::Optimize),
     Validate(validate::Validate),
     Inspect(inspect::Inspect),
+    Memory(memory::Memory),
     Passes(passes::Passes),
     Session(session::Session),
     Doctor(doctor::Doctor),
@@ -146,6 +147,7 @@ pub fn run() -> ExitCode {
         Command::Optimize(args) => args.run(),
         Command::Validate(args) => args.run(),
         Command::Inspect(args) => args.run(),
+        Command::Memory(args) => args.run(),
         Command::Passes(args) => args.run(),
         Command::Session(args) => args.run(),
         Command::Doctor(args) => args.run(),
