@@ -12,11 +12,15 @@
 //! - Alignment, reuse and what a call of a model-local function needs inside are no part of this model. Weights, inputs
 //!   and bodies: see [`Scheduling`].
 
+mod timeline;
+
 use dmopt_ir::{Graph, OpId, ValueId};
 
 use crate::kernels::Kernels;
 use crate::scheduling::Scheduling;
 use crate::state::taken_over;
+
+pub use timeline::timeline;
 
 /// The moment of a run at which most bytes are in memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

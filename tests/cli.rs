@@ -15,7 +15,7 @@ use tempfile::TempDir;
 pub const EXPORT: &str = "direct_mixing_conv_d18_n2_f3_ts.onnx";
 
 /// The same kind of network with three streams and a symbolic batch.
-const SYMBOLIC: &str = "direct_mixing_conv_d18_n3_f13_symbatch_zeros_dynamo.onnx";
+pub const SYMBOLIC: &str = "direct_mixing_conv_d18_n3_f13_symbatch_zeros_dynamo.onnx";
 
 fn export(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pytorch").join(name)

@@ -7,5 +7,7 @@ mod cli;
 mod examples;
 mod exports;
 mod forms;
+mod memory;
 mod properties;
+mod timeline;
 mod validation;

@@ -64,6 +64,8 @@ enum For {
     OrtCpu,
     /// ONNX Runtime on CUDA.
     OrtCuda,
+    /// Kernels that compute in place whatever can be, in the order of the file.
+    Ideal,
 }
 
 /// How a session is set up.
@@ -82,6 +84,7 @@ impl Memory {
             kernels: match self.target {
                 For::OrtCpu => Kernels::OrtCpu { version: self.ort_version },
                 For::OrtCuda => Kernels::OrtCuda { version: self.ort_version },
+                For::Ideal => Kernels::Ideal,
             },
             session: match self.session {
                 Session::Default => SessionKind::Default,
@@ -143,7 +146,7 @@ fn render(report: &MemoryReport, top: usize) -> String {
     for model in report.models() {
         let gap = if text.is_empty() { "" } else { "\n" };
         let sizes: String = model.sizes.iter().map(|(name, size)| format!(", {name}={size}")).collect();
-        let _ = writeln!(text, "{gap}{HEAD}{}{HEAD:#} in {}{sizes}\n", model.path, model.runtime());
+        let _ = writeln!(text, "{gap}{HEAD}{}{HEAD:#} {}{sizes}\n", model.path, model.runtime());
         figures(&mut text, model);
         groups(&mut text, model);
         tensors(&mut text, model, top);
@@ -161,7 +164,9 @@ fn compare(text: &mut String, report: &MemoryReport, other: &MemoryReport) {
         let (Some(before), Some(after)) = (before, after) else { return };
         let change = match before == after || before == 0 {
             true => String::new(),
-            false => format!("  {:+.1} %", (after as f64 / before as f64 - 1.0) * 100.0).replace("-0.0", "0.0"),
+            false => {
+                format!("  {:+.1} %", (after as f64 / before as f64 - 1.0) * 100.0).replace("-0.0", "0.0")
+            }
         };
         let _ = writeln!(text, "{name:<18}{:>12}{:>12}{change}", bytes(before), bytes(after));
     };
@@ -188,7 +193,7 @@ fn figures(text: &mut String, model: &MemoryReport) {
     let steady = match model.block_bytes {
         Some(block) => {
             format!(
-                "{} B, one block of {} (memory pattern) and the outputs",
+                "{} B, one block of {} (memory pattern) beside outputs and scratch memory",
                 model.steady_peak_bytes,
                 bytes(block)
             )
@@ -196,15 +201,17 @@ fn figures(text: &mut String, model: &MemoryReport) {
         None => "each like the first".to_string(),
     };
     row("peak, later runs", model.steady_peak_bytes, &steady);
-    match (model.lower_bound_bytes, model.optimal) {
-        (Some(bound), Some(true)) => row("lower bound", bound, "no order of the operators needs less"),
-        (Some(bound), _) if bound > 0 => {
-            let ratio = model.peak_bytes as f64 / bound as f64;
-            let remark =
-                format!("no order of the operators needs less; the first run needs {ratio:.2} times that");
-            row("lower bound", bound, &remark);
-        }
-        _ => {}
+    if let (Some(bound), Some(best)) = (model.lower_bound_bytes, model.best_order_bytes) {
+        let found = match best == bound {
+            true => "the lowest peak of any order".to_string(),
+            false => format!("no order has a lower peak; the best one found has {}", bytes(best)),
+        };
+        let gap = match bound {
+            _ if model.optimal == Some(true) => ", which is this one's".to_string(),
+            0 => String::new(),
+            _ => format!("; this one's is {:.2} times that", model.peak_bytes as f64 / bound as f64),
+        };
+        row("lower bound", bound, &(found + &gap));
     }
     row("weights", model.weights_bytes, "besides");
     if let Some(inputs) = model.inputs_bytes {
@@ -242,9 +249,17 @@ fn groups(text: &mut String, model: &MemoryReport) {
         row(plural(others.len(), "tensor"), sum(&others), "for other reasons (--json lists all)");
     }
     if model.scratch_bytes > 0 {
-        row("kernel".to_string(), model.scratch_bytes, "scratch memory of this operator");
+        row("kernel".to_string(), model.scratch_bytes, scratch(&model.order[at.step].op_type));
     }
     row("sum".to_string(), model.peak_bytes, "");
+}
+
+/// What an operator needs for itself.
+fn scratch(op_type: &str) -> &'static str {
+    match op_type {
+        "If" | "Loop" | "Scan" => "the bodies of this operator",
+        _ => "scratch memory of this operator",
+    }
 }
 
 /// Why some tensors are in memory that wait for operators of one type.

@@ -1,17 +1,20 @@
 //! A plan with names instead of ids.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmopt_ir::{Graph, ValueId};
 
 use super::expression::Expression;
 use super::{At, Buffer, Live, MemoryOptions, MemoryReport, SCHEMA, State, Step, Why};
-use crate::facts::each_graph;
-use crate::memory::Kernels;
-use crate::memory::ort::{self, Plan, Settings, Timeline};
+use crate::memory::ort::{self, Patterned, Settings, Timeline};
+use crate::memory::{Found, Kernels, Limits, Scheduling, Unknown, liveness, search};
 use crate::report::OpenSizes;
+use crate::units::plural;
 use crate::{Error, Facts, Source, ir};
 use dmopt_runtime::SessionKind;
+
+/// How much work the lower bound may cost: about a second.
+const LIMITS: Limits = Limits { states: 200_000, steps: 50_000_000 };
 
 /// Predicts what a model needs in memory, without running it.
 ///
@@ -24,11 +27,13 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
     let fail = |reason| Error::Sizes { file: source.name.clone(), reason };
     let open = OpenSizes::of(&model.graph, &options.sizes).map_err(fail)?;
     let sizes = open.sizes(None);
-    let settings = Settings { kernels: options.kernels, sizes: sizes.clone(), ..Settings::default() };
-    let plan = ort::plan(&model.graph, &settings).map_err(|unknown| fail(open.explain(&unknown)))?;
     let sized = model.graph.with_sizes(&sizes);
-    let names = Names { graph: &sized, plan: &plan };
-    let run = &plan.first_run;
+    let settings = Settings { kernels: options.kernels, sizes, ..Settings::default() };
+    let planned = Planned::new(&model.graph, &sized, &settings, options.session)
+        .map_err(|unknown| fail(open.explain(&unknown)))?;
+
+    let run = &planned.run;
+    let names = Names { graph: &sized, run };
     let buffers: Vec<Buffer> = run.buffers.iter().map(|buffer| names.buffer(buffer)).collect();
     let order: Vec<Step> = run.steps.iter().map(|step| names.step(step)).collect();
     let at = order.get(run.peak_step).map(|_| names.at(run.peak_step));
@@ -37,7 +42,7 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
         None => Vec::new(),
     };
     live.sort_by_key(|live| std::cmp::Reverse(live.bytes));
-    let block = options.session == SessionKind::Default && plan.steady.block_bytes > 0;
+    let best = best_order(&sized, options.kernels);
     let (version, target) = match options.kernels {
         Kernels::OrtCpu { version } => (Some(version), "ort-cpu"),
         Kernels::OrtCuda { version } => (Some(version), "ort-cuda"),
@@ -50,13 +55,13 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
         target: target.to_string(),
         ort_version: version.map(|(major, minor)| format!("{major}.{minor}")),
         session: version.map(|_| options.session.name().to_string()),
-        sizes: sizes.dims,
         peak_bytes: run.peak_bytes,
         peak_expression: expression(&model.graph, run),
-        steady_peak_bytes: if block { plan.steady.peak_bytes } else { run.peak_bytes },
-        block_bytes: block.then_some(plan.steady.block_bytes),
-        lower_bound_bytes: None,
-        optimal: None,
+        steady_peak_bytes: planned.patterned.map_or(run.peak_bytes, |later| later.peak_bytes),
+        block_bytes: planned.patterned.map(|later| later.block_bytes),
+        lower_bound_bytes: best.as_ref().map(|best| best.lower_bound_bytes),
+        best_order_bytes: best.as_ref().map(|best| best.peak_bytes),
+        optimal: best.as_ref().map(|best| run.peak_bytes <= best.lower_bound_bytes),
         scratch_bytes: run.steps.get(run.peak_step).map_or(0, |step| step.scratch_bytes),
         at,
         live,
@@ -66,15 +71,101 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
             .try_fold(0u64, |sum, bytes| Some(sum.saturating_add(bytes?))),
         order,
         buffers,
-        notes: notes(&sized, &plan, options),
+        notes: planned.notes(&sized, options),
         other: None,
+        sizes: settings.sizes.dims,
     })
 }
 
-/// Gives names to the ids of a plan.
+/// A run, and what else is known about it.
+struct Planned {
+    run: Timeline,
+    /// Runs with memory patterns, where they are on.
+    patterned: Option<Patterned>,
+    /// Operators that are in no table, by type.
+    unknown: BTreeMap<String, usize>,
+}
+
+impl Planned {
+    /// `sized` is the graph with the sizes of the settings.
+    fn new(
+        graph: &Graph,
+        sized: &Graph,
+        settings: &Settings,
+        session: SessionKind,
+    ) -> Result<Planned, Unknown> {
+        if settings.kernels == Kernels::Ideal {
+            let order = sized.order().map_err(|_| Unknown::Cycle)?;
+            let run = liveness::timeline(sized, &order, Kernels::Ideal)?;
+            return Ok(Planned { run, patterned: None, unknown: BTreeMap::new() });
+        }
+        let plan = ort::plan(graph, settings)?;
+        let patterned = (session == SessionKind::Default).then_some(plan.patterned);
+        Ok(Planned { run: plan.first_run, patterned, unknown: plan.unknown })
+    }
+
+    fn notes(&self, graph: &Graph, options: &MemoryOptions) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut note = |text: &str| notes.push(text.to_string());
+        match (options.kernels, options.session) {
+            (Kernels::Ideal, _) => note(
+                "ideal kernels compute every elementwise operator in place; operators run in the order of the file, and \
+                 a tensor is freed after its last reader",
+            ),
+            (_, SessionKind::Default) => note(
+                "the plan is that of the file as it is; what a default session fuses while it loads the model can \
+                 change order and peak, and shows only when it is measured",
+            ),
+            (_, SessionKind::Tuned) => note(
+                "the plan is that of the file as it is; what the session folds while it loads the model (level BASIC) \
+                 is not anticipated",
+            ),
+        }
+        if let Kernels::OrtCuda { .. } = options.kernels {
+            note(
+                "what convolutions ask cuDNN for depends on the device and is not counted; the plan for CUDA is read \
+                 from sources, not measured",
+            );
+        }
+        if let Some(again) = self.patterned.filter(|p| p.first_peak_bytes != self.run.peak_bytes) {
+            let bytes = again.first_peak_bytes;
+            note(&format!(
+                "bodies that run again in the first run use their pattern already: {bytes} bytes at most"
+            ));
+        }
+        if has_bodies(graph) {
+            note("there is no lower bound for models with If, Loop or Scan");
+        }
+        if !self.unknown.is_empty() {
+            let list: Vec<String> = self
+                .unknown
+                .iter()
+                .map(|(name, &count)| format!("{name} ({})", plural(count, "time")))
+                .collect();
+            note(&format!(
+                "not in the tables, and taken to compute into memory of their own without scratch memory: {}",
+                list.join(", ")
+            ));
+        }
+        notes
+    }
+}
+
+/// The order with the lowest peak that a search finds, and a bound for all of them; for graphs without bodies, because
+/// what those need is estimated from above.
+fn best_order(graph: &Graph, kernels: Kernels) -> Option<Found> {
+    let scheduling = (!has_bodies(graph)).then(|| Scheduling::new(graph, kernels).ok())??;
+    Some(search(scheduling.problem(), &LIMITS))
+}
+
+fn has_bodies(graph: &Graph) -> bool {
+    graph.ops().any(|id| graph.op(id).bodies().next().is_some())
+}
+
+/// Gives names to the ids of a run.
 struct Names<'a> {
     graph: &'a Graph,
-    plan: &'a Plan,
+    run: &'a Timeline,
 }
 
 impl Names<'_> {
@@ -83,7 +174,7 @@ impl Names<'_> {
     }
 
     fn at(&self, step: usize) -> At {
-        At { step, node: self.graph.describe(self.plan.order[step]) }
+        At { step, node: self.graph.describe(self.run.steps[step].op) }
     }
 
     fn step(&self, step: &ort::Step) -> Step {
@@ -173,53 +264,6 @@ fn expression(graph: &Graph, run: &Timeline) -> Option<String> {
     (!sum.is_number()).then(|| sum.to_string())
 }
 
-fn notes(graph: &Graph, plan: &Plan, options: &MemoryOptions) -> Vec<String> {
-    let mut notes = Vec::new();
-    match (options.kernels, options.session) {
-        (Kernels::Ideal, _) => {}
-        (_, SessionKind::Default) => notes.push(
-            "the plan is that of the file as it is; what a default session fuses while it loads the model can change \
-             order and peak, and shows only when it is measured"
-                .to_string(),
-        ),
-        (_, SessionKind::Tuned) => notes.push(
-            "the plan is that of the file as it is; what the session folds while it loads the model (level BASIC) is \
-             not anticipated"
-                .to_string(),
-        ),
-    }
-    if let Kernels::OrtCuda { .. } = options.kernels {
-        notes.push(
-            "what convolutions ask cuDNN for depends on the device and is not counted; the plan for CUDA is read from \
-             sources, not measured"
-                .to_string(),
-        );
-    }
-    let mut with_bodies = Vec::new();
-    each_graph(graph, &mut |graph| {
-        let ops = graph.ops().filter(|&id| graph.op(id).bodies().next().is_some());
-        with_bodies.extend(ops.map(|id| graph.describe(id)));
-    });
-    if let Some(first) = with_bodies.first() {
-        notes.push(format!("what bodies need inside is not counted: {}", list(first, with_bodies.len())));
-    }
-    if let Some(&first) = plan.unknown.first() {
-        let described = list(&graph.describe(first), plan.unknown.len());
-        notes.push(format!(
-            "not in the tables, and taken to compute into memory of its own without scratch memory: {described}"
-        ));
-    }
-    notes
-}
-
-/// `Mystery 'm'`, `Mystery 'm' and 2 more`.
-fn list(first: &str, count: usize) -> String {
-    match count {
-        1 => first.to_string(),
-        n => format!("{first} and {} more", n - 1),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,7 +283,7 @@ mod tests {
             let mut graph = parse_graph(&text, default_opsets()).unwrap();
             ir::infer::infer_graph(&mut graph);
             let plan = ort::plan(&graph, &Settings::default()).unwrap();
-            let names = Names { graph: &graph, plan: &plan };
+            let names = Names { graph: &graph, run: &plan.first_run };
             for planned in &plan.first_run.buffers {
                 let buffer = names.buffer(planned);
                 for step in 0..plan.order.len() + 1 {

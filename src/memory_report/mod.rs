@@ -66,13 +66,15 @@ pub struct MemoryReport {
     pub block_bytes: Option<u64>,
     /// No order of the model's operators needs less than this; null when it is not known.
     pub lower_bound_bytes: Option<u64>,
+    /// Peak of the best order that a search found, if every tensor is freed after its last reader; null like the bound.
+    pub best_order_bytes: Option<u64>,
     /// True when `peak_bytes` is the lower bound; null when that is not known.
     pub optimal: Option<bool>,
     /// Where the peak is; null for a model without operators.
     pub at: Option<At>,
     /// What is in memory at the peak, largest first; with `scratch_bytes` it adds up to `peak_bytes`.
     pub live: Vec<Live>,
-    /// What the kernel of the operator at the peak needs for itself.
+    /// What the kernel of the operator at the peak needs for itself; for an operator with bodies, what these need.
     pub scratch_bytes: u64,
     /// All constants, wherever they are stored. They are in memory besides.
     pub weights_bytes: u64,
@@ -144,7 +146,7 @@ pub struct Step {
     pub op_type: String,
     /// Tensors in memory while it runs.
     pub live_bytes: u64,
-    /// What its kernel needs for itself.
+    /// What its kernel needs for itself; for an operator with bodies, what these need.
     pub scratch_bytes: u64,
 }
 
@@ -204,9 +206,9 @@ impl MemoryReport {
     pub fn runtime(&self) -> String {
         let version = self.ort_version.as_deref().unwrap_or_default();
         match (self.target.as_str(), &self.session) {
-            ("ort-cpu", Some(session)) => format!("ONNX Runtime {version} on the CPU, {session} session"),
-            ("ort-cuda", Some(session)) => format!("ONNX Runtime {version} on CUDA, {session} session"),
-            _ => "ideal kernels in file order".to_string(),
+            ("ort-cpu", Some(session)) => format!("in ONNX Runtime {version} on the CPU, {session} session"),
+            ("ort-cuda", Some(session)) => format!("in ONNX Runtime {version} on CUDA, {session} session"),
+            _ => "with ideal kernels in file order".to_string(),
         }
     }
 }

@@ -51,6 +51,9 @@ pub(super) fn colours(selector: &str) -> String {
 /// of their buffers; `title` describes one, where the picture has to speak for itself.
 pub(super) fn areas(report: &MemoryReport, scale: u64, title: Option<&dyn Fn(usize) -> String>) -> String {
     let steps = report.order.len();
+    if steps == 0 {
+        return String::new();
+    }
     let buffers = &report.buffers;
     let mut drawn: Vec<usize> = (0..buffers.len()).collect();
     drawn.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));

@@ -1,5 +1,6 @@
 //! Everything that can be tested, after setting up what the tests need: a Python with onnx and ONNX Runtime, and the
-//! models of the ONNX backend tests. All of it goes below `target/` and is kept for the next time.
+//! models of the ONNX backend tests, which go below `target/` and are kept for the next time; and a Chromium, which is
+//! that of the system.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -32,10 +33,13 @@ pub fn run() -> anyhow::Result<()> {
         call(Command::new(&python).arg("scripts/backend_models.py").arg(&models))
     })?;
     let library = onnx_runtime(&venv)?;
+    let mut chromium = PathBuf::new();
+    step("Chromium", &mut || browser().map(|found| chromium = found))?;
     let environment: Vec<(&str, OsString)> = vec![
         ("DMOPT_PYTHON", python.clone().into()),
         ("DMOPT_BACKEND_MODELS", models.into()),
         ("DMOPT_ORT_LIB", library.into()),
+        ("DMOPT_BROWSER", chromium.into()),
     ];
     let cargo =
         |arguments: &[&str]| call(Command::new(env!("CARGO")).args(arguments).envs(environment.clone()));
@@ -99,6 +103,28 @@ fn onnx_runtime(venv: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     bail!("no libonnxruntime.so in {}", venv.display())
+}
+
+/// The Chromium that `DMOPT_BROWSER` names, or one of the system; installed where that is Debian and allowed.
+fn browser() -> anyhow::Result<PathBuf> {
+    let installed = || {
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+        let candidates =
+            std::env::split_paths(&folders).flat_map(|folder| names.map(|name| folder.join(name)));
+        candidates.into_iter().find(|path| path.is_file())
+    };
+    if let Some(found) = std::env::var_os("DMOPT_BROWSER").map(PathBuf::from).or_else(installed) {
+        println!("{}", found.display());
+        return Ok(found);
+    }
+    let apt = |arguments: &[&str]| {
+        call(Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    apt(&["update", "--quiet"])
+        .and_then(|()| apt(&["install", "--quiet", "--yes", "--no-install-recommends", "chromium"]))
+        .context("there is no Chromium and it cannot be installed; DMOPT_BROWSER may name one")?;
+    installed().context("Chromium was installed but is not in PATH")
 }
 
 fn has_nextest() -> bool {
