@@ -11,11 +11,10 @@ use clap::builder::styling::Style;
 use clap::{Args, ValueEnum};
 use dmopt::memory::Kernels;
 use dmopt::memory_report::{At, Live, Why};
-use dmopt::runtime::SessionKind;
 use dmopt::{MemoryOptions, MemoryReport};
 
 use super::units::{bytes, plural};
-use super::{SizeArgs, source};
+use super::{Kind, SizeArgs, source};
 
 const HEAD: Style = Style::new().bold();
 
@@ -39,8 +38,8 @@ pub struct Memory {
     #[arg(long, value_name = "MAJOR.MINOR", default_value = "1.32", value_parser = version)]
     ort_version: (u32, u32),
     /// How the session is set up: default has memory patterns on, tuned has them off
-    #[arg(long, value_enum, default_value_t = Session::Default)]
-    session: Session,
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Kind::Default)]
+    session: Kind,
     #[command(flatten)]
     sizes: SizeArgs,
     /// How many of the tensors at the peak are listed, largest first
@@ -68,15 +67,6 @@ enum For {
     Ideal,
 }
 
-/// How a session is set up.
-#[derive(Clone, Copy, ValueEnum)]
-enum Session {
-    /// What everybody gets who sets nothing.
-    Default,
-    /// The low-memory configuration.
-    Tuned,
-}
-
 impl Memory {
     pub fn run(self) -> anyhow::Result<()> {
         self.html.iter().chain(&self.svg).try_for_each(|path| self.guard(path))?;
@@ -86,10 +76,7 @@ impl Memory {
                 For::OrtCuda => Kernels::OrtCuda { version: self.ort_version },
                 For::Ideal => Kernels::Ideal,
             },
-            session: match self.session {
-                Session::Default => SessionKind::Default,
-                Session::Tuned => SessionKind::Tuned,
-            },
+            session: self.session.into(),
             sizes: self.sizes.sizes(),
         };
         let mut report = dmopt::memory_report(&source(&self.model)?, &options)?;

@@ -81,11 +81,7 @@ struct OrtArgs {
 
 impl OrtArgs {
     fn runtimes(&self, with: With) -> Runtimes {
-        let session = match self.session {
-            Kind::Default => SessionKind::Default,
-            Kind::Tuned => SessionKind::Tuned,
-        };
-        Runtimes { with, ort_lib: self.ort_lib.clone(), ep: self.ep, session }
+        Runtimes { with, ort_lib: self.ort_lib.clone(), ep: self.ep, session: self.session.into() }
     }
 }
 
@@ -96,6 +92,15 @@ enum Kind {
     Default,
     /// Tuned for low memory; `dmopt session` prints it
     Tuned,
+}
+
+impl From<Kind> for SessionKind {
+    fn from(kind: Kind) -> SessionKind {
+        match kind {
+            Kind::Default => SessionKind::Default,
+            Kind::Tuned => SessionKind::Tuned,
+        }
+    }
 }
 
 /// `NAME=DIMS`, sizes separated by `x` or `,`. A name may have a `=` in it, sizes may not.
