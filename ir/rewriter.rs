@@ -571,7 +571,8 @@ impl<'g> Rewriter<'g> {
         }
         let graph = &mut *self.graph;
         if let (Some(a), Some(b)) = (&graph.value(new).ty, &graph.value(old).ty) {
-            if let Some(merged) = a.merge(b) {
+            // At an output, the names that the file gives to sizes stay.
+            if let Some(merged) = if graph.is_output(old) { b.merge(a) } else { a.merge(b) } {
                 graph.value_mut(new).ty = Some(merged);
             }
         } else if graph.value(new).ty.is_none() {

@@ -20,6 +20,7 @@ mod fold_constants;
 mod fuse_scaled_sum;
 pub mod header;
 mod linear;
+mod resolve_reshape;
 
 pub use fuse_scaled_sum::mixing_sites;
 pub use log::{Log, PassReport, Refused, Site};
@@ -32,6 +33,7 @@ mod testing;
 pub const PIPELINE: &[&dyn Pass] = &[
     &drop_dead::DropDead,
     &fold_constants::FoldConstants,
+    &resolve_reshape::ResolveReshape,
     &dedupe_initializers::DedupeInitializers,
     &common_subexpressions::CommonSubexpressions,
     &fuse_scaled_sum::FuseScaledSum,

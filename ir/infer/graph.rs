@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use super::control::{Scanned, carried, loop_inputs};
-use super::{Arg, Call, Ints, Size};
+use super::{Arg, Call, Int, Ints, Size};
 use crate::{Def, Dim, Graph, OpId, Tensor, TensorType, Type, ValueId};
 
 /// Where a file declares another type than follows from the operators: the file is wrong, or a runtime refuses
@@ -40,6 +41,40 @@ pub fn infer_graph(graph: &mut Graph) -> Vec<Note> {
     notes
 }
 
+/// What is known of one element of the target of a Reshape.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Element {
+    /// The number.
+    Known(i64),
+    /// The size that dimensions of this name have.
+    Symbol(Arc<str>),
+    /// Nothing.
+    Unknown,
+}
+
+/// The targets of the Reshapes of a graph that operators compute, as far as they are known element by element. A -1 is
+/// given as the number that it stands for, where that follows. A body is not told what is known around it.
+pub fn reshape_targets(graph: &Graph) -> HashMap<OpId, Vec<Element>> {
+    let mut graph = graph.clone();
+    let values = walk(&mut graph, &[], &Outer::default(), &mut Vec::new());
+    let target = |id: OpId| {
+        let target = values[graph.op(id).input(1)?.index()].as_ref().filter(|ints| ints.is_vector())?;
+        // From the operands alone: what the file declares for the result proves nothing.
+        let result = with_call(&graph, id, &values, |call| call.infer()).pop()?;
+        let dims = result.as_ref()?.tensor()?.shape.as_deref()?;
+        let element = |(int, dim): (&Int, &Dim)| match (int.number(), int.dim(), dim) {
+            (Some(-1), _, Dim::Known(n)) if *n > 0 => {
+                i64::try_from(*n).map_or(Element::Known(-1), Element::Known)
+            }
+            (Some(n), _, _) => Element::Known(n),
+            (None, Dim::Symbol(name), _) => Element::Symbol(name),
+            _ => Element::Unknown,
+        };
+        Some((id, target.elements.iter().zip(dims).map(element).collect()))
+    };
+    graph.ops().filter(|&id| graph.op(id).is("Reshape")).filter_map(target).collect()
+}
+
 /// After this many rounds, and in bodies nested deeper than this, nothing is assumed of carried values: searching
 /// for what stays would take too long.
 const MAX_ROUNDS: u32 = 8;
@@ -52,10 +87,16 @@ struct Outer {
     known: HashMap<ValueId, (Option<Type>, Option<Ints>)>,
 }
 
-/// Infers one graph: a body is told the types of its inputs and what it captures.
-fn walk(graph: &mut Graph, inputs: &[Option<Type>], outer: &Outer, notes: &mut Vec<Note>) {
-    let Ok(order) = graph.order() else { return };
+/// Infers one graph: a body is told the types of its inputs and what it captures. Gives what is known of the elements
+/// of its values, by id.
+fn walk(
+    graph: &mut Graph,
+    inputs: &[Option<Type>],
+    outer: &Outer,
+    notes: &mut Vec<Note>,
+) -> Vec<Option<Ints>> {
     let mut values: Vec<Option<Ints>> = vec![None; graph.value_bound()];
+    let Ok(order) = graph.order() else { return values };
     for (slot, ty) in inputs.iter().enumerate() {
         if let (Some(&id), Some(ty)) = (graph.inputs().get(slot), ty) {
             settle(graph, id, ty.clone(), notes);
@@ -99,6 +140,7 @@ fn walk(graph: &mut Graph, inputs: &[Option<Type>], outer: &Outer, notes: &mut V
             }
         }
     }
+    values
 }
 
 /// Runs `f` on an operator with all that is known about its operands.

@@ -36,7 +36,7 @@ use crate::{AttributeValue, DType, Dim, Op, Shape, Tensor, TensorType, Type};
 use size::Size;
 use values::{Int, Ints};
 
-pub use graph::{BindError, Note, infer_graph};
+pub use graph::{BindError, Element, Note, infer_graph, reshape_targets};
 
 /// One operand as inference sees it.
 #[derive(Clone, Copy, Default)]

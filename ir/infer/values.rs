@@ -47,7 +47,7 @@ impl Int {
         }
     }
 
-    fn number(&self) -> Option<i64> {
+    pub fn number(&self) -> Option<i64> {
         self.size.as_ref()?.known()
     }
 
