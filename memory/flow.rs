@@ -14,6 +14,8 @@ pub(crate) const UNBOUNDED: u64 = u64::MAX / 2;
 pub(crate) struct Network {
     heads: Vec<u32>,
     residual: Vec<u64>,
+    nodes: usize,
+    /// For each node, and possibly more.
     edges: Vec<Vec<u32>>,
     level: Vec<u32>,
     next: Vec<u32>,
@@ -26,8 +28,20 @@ impl Network {
         self.work += nodes as u64;
         self.heads.clear();
         self.residual.clear();
-        self.edges.iter_mut().for_each(Vec::clear);
-        self.edges.resize_with(nodes, Vec::new);
+        self.edges[..self.nodes].iter_mut().for_each(Vec::clear);
+        self.nodes = nodes;
+        if nodes > self.edges.len() {
+            self.edges.resize_with(nodes, Vec::new);
+        }
+    }
+
+    /// One more node.
+    pub fn add(&mut self) -> usize {
+        self.nodes += 1;
+        if self.nodes > self.edges.len() {
+            self.edges.push(Vec::new());
+        }
+        self.nodes - 1
     }
 
     /// An edge with a capacity.
@@ -44,7 +58,7 @@ impl Network {
         let mut total = 0u64;
         while total < enough && self.label(source, sink) {
             self.next.clear();
-            self.next.resize(self.edges.len(), 0);
+            self.next.resize(self.nodes, 0);
             total = total.saturating_add(self.block(source, sink));
         }
         total
@@ -63,7 +77,7 @@ impl Network {
     /// Distances from the source; false if the sink cannot be reached.
     fn label(&mut self, source: usize, sink: usize) -> bool {
         self.level.clear();
-        self.level.resize(self.edges.len(), u32::MAX);
+        self.level.resize(self.nodes, u32::MAX);
         self.level[source] = 0;
         let mut queue = VecDeque::from([source]);
         while let Some(node) = queue.pop_front() {

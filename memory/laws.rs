@@ -9,7 +9,8 @@ use crate::bound::{self, Cuts};
 use crate::heuristics::Heuristic;
 use crate::problem::{Buffer, InPlace, Operator, Problem};
 use crate::search::beam::beam;
-use crate::search::exact::{Exact, Outcome};
+use crate::search::exact::{Answer, Work, decide};
+use crate::search::late::Late;
 use crate::search::{Certificate, Limits, search};
 use crate::state::State;
 
@@ -167,32 +168,52 @@ fn no_cut_exceeds_what_the_best_order_from_a_downset_needs() {
 }
 
 #[test]
+fn waiting_for_the_reader_leaves_the_lowest_peak_as_it_is() {
+    let mut changed = 0;
+    each(10_000, |u| {
+        let p = random(u, 2, 9)?;
+        if let Some(late) = Late::of(&p) {
+            changed += 1;
+            let best = |p: &Problem| lowest(p, 0, &mut HashMap::new());
+            assert_eq!(best(&late.problem), best(&p), "{p:?}");
+            let order: Vec<usize> = (0..p.len()).collect();
+            assert!(p.is_order(&late.original(&order)));
+            assert_eq!(p.peak(&late.original(&order)), late.problem.peak(&order));
+        }
+        Ok(())
+    });
+    assert!(changed > 1_000, "{changed}");
+}
+
+#[test]
 fn the_exact_search_alone_finds_the_best_and_beams_keep_their_budget() {
     each(6_000, |u| {
         let p = random(u, 1, 10)?;
         let best = lowest(&p, 0, &mut HashMap::new());
-        let mut steps = u64::MAX;
-        let with_cuts: bool = u.arbitrary()?;
-        let cuts = || {
-            let mut cuts = Cuts::new(&p);
+        let mut cuts = u.arbitrary::<bool>()?.then(|| Cuts::new(&p));
+        if let Some(cuts) = &mut cuts {
             cuts.bound(&Heuristic::BreadthFirst.order(&p), u64::MAX);
-            Some(cuts).filter(|_| with_cuts)
+        }
+        let mut within = |budget: u64| {
+            let mut work = Work { states: u64::MAX, steps: u64::MAX };
+            decide(&p, cuts.as_mut(), budget, u64::MAX, &mut work)
         };
-        match Exact::new(&p, cuts(), u.int_in_range(0..=best)?).advance(u64::MAX, u64::MAX, &mut steps) {
-            Outcome::Found(order) => assert_eq!(p.peak(&order), best, "{p:?}"),
-            _ => panic!("no order found: {p:?}"),
+        match within(best) {
+            Answer::Yes(order) => assert!(p.peak(&order) <= best, "{p:?}"),
+            other => panic!("{other:?}: {p:?}"),
+        }
+        if best > 0 {
+            match within(u.int_in_range(0..=best - 1)?) {
+                Answer::No(beyond) => assert!(beyond <= best, "{beyond} {best} {p:?}"),
+                other => panic!("{other:?}: {p:?}"),
+            }
         }
         let budget = best + u.int_in_range(0..=3)?;
+        let mut steps = u64::MAX;
         if let Some(order) = beam(&p, budget, u.int_in_range(1..=3)?, &mut steps) {
             assert!(p.peak(&order) <= budget);
         }
-        if best > 0 {
-            assert!(matches!(
-                Exact::new(&p, cuts(), 0).advance(best, u64::MAX, &mut steps),
-                Outcome::Exhausted
-            ));
-            assert!(beam(&p, best - 1, 3, &mut steps).is_none());
-        }
+        assert!(best == 0 || beam(&p, best - 1, 3, &mut steps).is_none());
         Ok(())
     });
 }
@@ -206,6 +227,7 @@ fn a_search_that_is_cut_off_is_still_right() {
         let found = search(&p, &limits);
         assert!(p.is_order(&found.order));
         assert_eq!(p.peak(&found.order), found.peak_bytes);
+        assert!(found.states <= limits.states);
         assert!((found.lower_bound_bytes..=found.peak_bytes).contains(&best), "{found:?} {best} {p:?}");
         assert!(Heuristic::ALL.iter().all(|h| p.peak(&h.order(&p)) >= found.peak_bytes));
         assert_eq!(search(&p, &limits), found);

@@ -99,6 +99,11 @@ impl<'p> State<'p> {
         self.place[v] == NONE && self.waiting[v] == 0
     }
 
+    /// True if a buffer whose creator has run is still needed.
+    pub fn is_live(&self, b: usize) -> bool {
+        self.unread[b] > 0
+    }
+
     /// True when every operator has run.
     pub fn is_complete(&self) -> bool {
         self.log.len() == self.problem.len()

@@ -1,28 +1,32 @@
 //! The order of operators with the lowest peak.
 //!
+//! 0. What may wait for its reader [does](late); that leaves the lowest peak as it is.
 //! 1. The [heuristics](crate::heuristics) give an order, [bounds](crate::bound) a limit below which there is none. If
 //!    they meet, that is all; on most networks they do.
-//! 2. The exact search goes through down-sets from the bound upwards. It is complete, and fast where few down-sets
-//!    fit into the budget.
-//! 3. Beam searches find better orders where the exact one does not come to an end, and so limit it from above.
+//! 2. The exact search decides whether there is an order within a budget, for budgets between bound and peak. Either
+//!    answer brings the two closer together.
+//! 3. Beam searches find better orders where the exact one does not come to an end.
 //!
 //! Limits are counts of work, never of time, so that a result is the same on every machine.
 
 pub(crate) mod beam;
 mod closure;
 pub(crate) mod exact;
+pub(crate) mod late;
 mod tree;
+mod valley;
 
 use crate::bound::{self, Cuts};
 use crate::heuristics::Heuristic;
 use crate::problem::Problem;
 use beam::beam;
-use exact::{Exact, Outcome};
+use exact::{Answer, Work, decide};
+use late::Late;
 
 /// How much work a search may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Down-sets that the exact search may reach.
+    /// Down-sets that exact searches may reach.
     pub states: u64,
     /// Looks at an operator, over all searches; about 50 million a second.
     pub steps: u64,
@@ -43,9 +47,12 @@ pub struct Found {
     pub peak_bytes: u64,
     /// No order has a lower peak than this, in bytes.
     pub lower_bound_bytes: u64,
-    /// Down-sets that the exact search reached; 0 if it was not needed.
+    /// Down-sets that exact searches reached; 0 if there was no need for one.
     pub states: u64,
 }
+
+/// Where no answer is to be had, budgets closer together than this part of them are not worth another search.
+const FINE: u64 = 200;
 
 /// How good an order is for certain.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -71,18 +78,38 @@ impl Found {
 /// Looks for the order with the lowest peak, within limits. The result is never worse than any of the
 /// [heuristics](crate::heuristics), the order of the file among them.
 pub fn search(problem: &Problem, limits: &Limits) -> Found {
-    let mut found = Found { order: Vec::new(), peak_bytes: u64::MAX, lower_bound_bytes: 0, states: 0 };
+    let mut found = start(problem);
+    let Some(late) = Late::of(problem) else {
+        narrow(problem, limits, &mut found);
+        return found;
+    };
+    let mut within = start(&late.problem);
+    narrow(&late.problem, limits, &mut within);
+    let order = late.original(&within.order);
+    found.lower_bound_bytes = found.lower_bound_bytes.max(within.lower_bound_bytes);
+    found.states = within.states;
+    found.offer(problem, order);
+    found
+}
+
+/// The best of the heuristics, and the bound that costs nothing.
+fn start(problem: &Problem) -> Found {
+    let lower_bound_bytes = bound::operator(problem);
+    let mut found = Found { order: Vec::new(), peak_bytes: u64::MAX, lower_bound_bytes, states: 0 };
     for heuristic in Heuristic::ALL {
         found.offer(problem, heuristic.order(problem));
     }
-    found.lower_bound_bytes = bound::operator(problem);
+    found
+}
+
+/// Brings bound and peak together, as far as the limits allow.
+fn narrow(problem: &Problem, limits: &Limits, found: &mut Found) {
     let mut steps = limits.steps;
     let cuts = affordable_cuts(problem, &found.order, &mut steps);
     if let Some((_, bound)) = &cuts {
         found.lower_bound_bytes = *bound;
     }
-    improve(problem, limits, cuts.map(|(cuts, _)| cuts), steps, &mut found);
-    found
+    improve(problem, limits, cuts.map(|(cuts, _)| cuts), steps, found);
 }
 
 /// Cuts and the bound that they give; none for a problem so large that relating every two operators would take most of
@@ -100,39 +127,84 @@ fn affordable_cuts<'p>(problem: &'p Problem, order: &[usize], steps: &mut u64) -
     Some((cuts, bound))
 }
 
+/// A part of a search.
+enum Turn {
+    /// Exact searches through at most so many down-sets each.
+    Plain(u64),
+    /// The same, with cuts: they rule out much where many ways lead to the same end, and cost a hundred times as much.
+    Cuts(u64),
+    /// Beam searches of this width.
+    Beam(usize),
+}
+
+/// Cheap ones first; each has a third of the work that is left, the last all of it.
+const TURNS: [Turn; 9] = [
+    Turn::Plain(2_000),
+    Turn::Cuts(500),
+    Turn::Beam(4),
+    Turn::Plain(20_000),
+    Turn::Beam(32),
+    Turn::Cuts(5_000),
+    Turn::Plain(200_000),
+    Turn::Beam(500),
+    Turn::Plain(u64::MAX),
+];
+
 /// Searches until peak and bound meet or the work is used up.
-fn improve(problem: &Problem, limits: &Limits, cuts: Option<Cuts<'_>>, mut steps: u64, found: &mut Found) {
-    /// States after which beams take turns with the exact search, and the widths of the beams.
-    const TURNS: [(u64, &[usize]); 3] = [(2_000, &[4, 32]), (50_000, &[200]), (u64::MAX, &[1_000])];
-    if found.is_optimal() {
-        return;
+fn improve(
+    problem: &Problem,
+    limits: &Limits,
+    mut cuts: Option<Cuts<'_>>,
+    mut steps: u64,
+    found: &mut Found,
+) {
+    for (i, turn) in TURNS.iter().enumerate() {
+        let states = limits.states - found.states;
+        if found.is_optimal() || states == 0 {
+            break;
+        }
+        let share = if i + 1 < TURNS.len() { steps / 3 } else { steps };
+        let mut work = Work { states, steps: share };
+        match *turn {
+            Turn::Plain(most) => exactly(problem, None, most, &mut work, found),
+            Turn::Cuts(most) if cuts.is_some() => exactly(problem, cuts.as_mut(), most, &mut work, found),
+            Turn::Cuts(_) => {}
+            Turn::Beam(width) => bisect(problem, width, &mut work.steps, found),
+        }
+        steps -= share - work.steps;
+        found.states += states - work.states;
     }
-    let mut exact = Exact::new(problem, cuts, found.lower_bound_bytes);
-    for (states, widths) in TURNS {
-        let outcome = exact.advance(found.peak_bytes, states.min(limits.states), &mut steps);
-        found.states = exact.states();
-        match outcome {
-            Outcome::Found(order) => {
-                found.offer(problem, order);
-                found.lower_bound_bytes = found.peak_bytes;
+}
+
+/// Exact searches with budgets between bound and peak, each through at most so many down-sets.
+fn exactly(
+    problem: &Problem,
+    mut cuts: Option<&mut Cuts<'_>>,
+    most: u64,
+    work: &mut Work,
+    found: &mut Found,
+) {
+    // The least budget that has not been decided. The bound comes first: it is often the peak.
+    let mut least = found.lower_bound_bytes;
+    let mut budget = least;
+    while least < found.peak_bytes && work.steps > 0 && work.states > 0 {
+        match decide(problem, cuts.as_deref_mut(), budget, most, work) {
+            Answer::Yes(order) => found.offer(problem, order),
+            Answer::No(beyond) => {
+                found.lower_bound_bytes = beyond.min(found.peak_bytes);
+                least = beyond;
             }
-            Outcome::Exhausted => found.lower_bound_bytes = found.peak_bytes,
-            Outcome::Interrupted(bound) => found.lower_bound_bytes = found.lower_bound_bytes.max(bound),
+            // A larger budget may still be easy.
+            Answer::Unknown => least = budget + 1 + budget / FINE,
         }
-        for &width in widths {
-            bisect(problem, width, &mut steps, found);
-        }
-        if found.is_optimal() {
-            return;
-        }
+        budget = least + found.peak_bytes.saturating_sub(least + 1) / 2;
     }
 }
 
 /// Beam searches with budgets between bound and peak.
 fn bisect(problem: &Problem, width: usize, steps: &mut u64, found: &mut Found) {
     let mut failed = found.lower_bound_bytes.saturating_sub(1);
-    // Below a thousandth the gap is not worth another beam.
-    while found.peak_bytes > failed + 1 + failed / 1_000 && *steps > 0 {
+    while found.peak_bytes > failed + 1 + failed / FINE && *steps > 0 {
         let budget = failed + (found.peak_bytes - failed) / 2;
         match beam(problem, budget, width, steps) {
             Some(order) => found.offer(problem, order),
