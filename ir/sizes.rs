@@ -37,6 +37,23 @@ impl Graph {
         graph
     }
 
+    /// A copy in which the nameless open dimensions of inputs have names, those that [`Sizes`] knows them by, with types
+    /// inferred anew: what follows from them becomes an expression.
+    pub fn with_named_dims(&self) -> Graph {
+        let mut graph = self.clone();
+        for input in graph.inputs().to_vec() {
+            let value = graph.value_mut(input);
+            let Some(Type::Tensor(ty)) = &mut value.ty else { continue };
+            for (axis, dim) in ty.shape.iter_mut().flatten().enumerate() {
+                if *dim == Dim::Unknown {
+                    *dim = Dim::Symbol(format!("{}.{axis}", value.name).into());
+                }
+            }
+        }
+        infer::infer_graph(&mut graph);
+        graph
+    }
+
     fn put_in(&mut self, dims: &BTreeMap<String, u64>) {
         for id in self.values().collect::<Vec<_>>() {
             if let Some(Type::Tensor(ty)) = &mut self.value_mut(id).ty {
@@ -64,7 +81,7 @@ impl TensorType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Builder, DType, Opsets};
+    use crate::{Builder, DType, Op, Opsets};
     use std::sync::Arc;
 
     #[test]
@@ -85,5 +102,20 @@ mod tests {
             |g: &Graph| g.inputs().iter().map(|&v| g.tensor_type(v).unwrap().to_string()).collect::<Vec<_>>();
         assert_eq!(types(&graph.with_sizes(&sizes)), ["float[5,7,3]", "float[2]"]);
         assert_eq!(types(&graph), ["float[N,?,3]", "float[]"]);
+    }
+
+    #[test]
+    fn nameless_dimensions_get_the_names_that_sizes_know_them_by() {
+        let mut b = Builder::new("g", Arc::new(Opsets::from([(String::new(), 21)])));
+        let (x, y) = (b.value("x"), b.value("y"));
+        b.input(x, None).unwrap();
+        b.set_type(
+            x,
+            Some(TensorType { dtype: DType::F32, shape: Some(vec![Dim::Unknown, Dim::Known(2)]) }.into()),
+        );
+        b.op(Op::new("Exp", vec![Some(x)], vec![Some(y)])).unwrap();
+        b.output(y);
+        let named = b.finish().unwrap().with_named_dims();
+        assert_eq!(named.tensor_type(y).unwrap().to_string(), "float[x.0,2]");
     }
 }

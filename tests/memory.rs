@@ -5,7 +5,7 @@ use std::path::Path;
 
 use arbtest::arbtest;
 use bytes::Bytes;
-use dmopt::memory::Kernels;
+use dmopt::memory::{Kernels, Limits};
 use dmopt::memory_report::Why;
 use dmopt::{MemoryOptions, MemoryReport, Source, memory_report};
 use dmopt_fixtures::random;
@@ -126,6 +126,11 @@ fn the_peak_is_an_expression_in_open_dimensions() {
     }
     assert!(seen.is_sorted() && seen[0] < seen[2]);
     assert_eq!(json(&Desk::with(EXPORT), "m.onnx").peak_expression, None);
+    let nameless = Desk::with_text(
+        "<ir_version: 10, opset_import: [\"\": 21]> g (float[?,3] x) => (float[?,3] y) { a = Exp(x) y = Abs(a) }",
+    );
+    let report = json(&nameless, "m.onnx --dim x.0=5");
+    assert_eq!((report.peak_expression.as_deref(), report.peak_bytes), (Some("24*x.0"), 120));
 }
 
 #[test]
@@ -237,11 +242,12 @@ fn random_models_add_up() {
     arbtest(|u| {
         let content = Bytes::from(bytes(random::graph(u)?));
         let source = Source::read("random", content.as_ref()).unwrap();
+        let limits = Limits { states: 1_000, steps: 100_000 };
         let sizes = Sizes { dims: [("batch".to_string(), 3)].into(), ..Sizes::default() };
         for kernels in
             [Kernels::OrtCpu { version: (1, 32) }, Kernels::OrtCuda { version: (1, 32) }, Kernels::Ideal]
         {
-            let open = MemoryOptions { kernels, ..MemoryOptions::default() };
+            let open = MemoryOptions { kernels, limits, ..MemoryOptions::default() };
             let sized = MemoryOptions { sizes: sizes.clone(), ..open.clone() };
             // Not every model has a dimension of that name, and not every size is known.
             for options in [open, sized] {
@@ -268,4 +274,42 @@ fn the_documented_example_is_a_real_one() {
         return;
     }
     assert_eq!(example, real);
+}
+
+/// What the command says is what a session takes: the first run and later ones, with memory patterns and without.
+#[cfg(feature = "ort")]
+#[test]
+fn predicted_bytes_are_measured_bytes() {
+    use std::io::Write as _;
+
+    use dmopt::runtime::inputs::{Pins, random_inputs};
+    use dmopt::runtime::ort::OnnxRuntime;
+    use dmopt::runtime::{Ep, Level, Session as _, SessionKind, Settings};
+
+    let Some(library) = std::env::var_os("DMOPT_ORT_LIB") else {
+        // Around the capture of the test harness: what is skipped has to show.
+        let _ =
+            writeln!(std::io::stderr(), "skipped: predicted and measured (DMOPT_ORT_LIB names no library)");
+        return;
+    };
+    let runtime = OnnxRuntime::load(Path::new(&library)).unwrap();
+    let sizes = Sizes { dims: [("batch".to_string(), 3)].into(), ..Sizes::default() };
+    for (name, sizes) in [(EXPORT, Sizes::default()), (SYMBOLIC, sizes)] {
+        let desk = Desk::with(name);
+        let source = Source::open(&desk.path("m.onnx")).unwrap();
+        for session in [SessionKind::Default, SessionKind::Tuned] {
+            let options = MemoryOptions { session, sizes: sizes.clone(), ..MemoryOptions::default() };
+            let report = memory_report(&source, &options).unwrap();
+            let settings = Settings {
+                memory_pattern: session == SessionKind::Default,
+                arena: false,
+                level: Level::Disabled,
+            };
+            let interface = runtime.session(&source.file(), settings, Ep::Cpu).unwrap().interface().clone();
+            let inputs = random_inputs(&interface, &report.sizes, &Pins::default(), 0).unwrap();
+            let measured = runtime.memory(&source.file(), settings, Ep::Cpu, &inputs).unwrap();
+            let found = (measured.first.bytes, measured.steady.bytes);
+            assert_eq!((report.peak_bytes, report.steady_peak_bytes), found, "{name}, {session:?}");
+        }
+    }
 }

@@ -78,6 +78,7 @@ impl Memory {
             },
             session: self.session.into(),
             sizes: self.sizes.sizes(),
+            ..MemoryOptions::default()
         };
         let mut report = dmopt::memory_report(&source(&self.model)?, &options)?;
         if let Some(other) = &self.other {
@@ -190,15 +191,15 @@ fn figures(text: &mut String, model: &MemoryReport) {
     row("peak, later runs", model.steady_peak_bytes, &steady);
     if let (Some(bound), Some(best)) = (model.lower_bound_bytes, model.best_order_bytes) {
         let found = match best == bound {
-            true => "the lowest peak of any order".to_string(),
-            false => format!("no order has a lower peak; the best one found has {}", bytes(best)),
+            true => String::new(),
+            false => format!("; the best order found needs {} without reuse", bytes(best)),
         };
         let gap = match bound {
-            _ if model.optimal == Some(true) => ", which is this one's".to_string(),
+            _ if model.optimal == Some(true) => ", and this one no more".to_string(),
             0 => String::new(),
-            _ => format!("; this one's is {:.2} times that", model.peak_bytes as f64 / bound as f64),
+            _ => format!("; this one needs {:.2} times that", model.peak_bytes as f64 / bound as f64),
         };
-        row("lower bound", bound, &(found + &gap));
+        row("lower bound", bound, &format!("no order of the operators needs less{gap}{found}"));
     }
     row("weights", model.weights_bytes, "besides");
     if let Some(inputs) = model.inputs_bytes {

@@ -7,14 +7,11 @@ use dmopt_ir::{Graph, ValueId};
 use super::expression::Expression;
 use super::{At, Buffer, Live, MemoryOptions, MemoryReport, SCHEMA, State, Step, Why};
 use crate::memory::ort::{self, Patterned, Settings, Timeline};
-use crate::memory::{Found, Kernels, Limits, Scheduling, Unknown, liveness, search};
+use crate::memory::{Found, Kernels, Scheduling, Unknown, liveness, search};
 use crate::report::OpenSizes;
 use crate::units::plural;
 use crate::{Error, Facts, Source, ir};
 use dmopt_runtime::SessionKind;
-
-/// How much work the lower bound may cost: about a second.
-const LIMITS: Limits = Limits { states: 200_000, steps: 50_000_000 };
 
 /// Predicts what a model needs in memory, without running it.
 ///
@@ -42,7 +39,7 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
         None => Vec::new(),
     };
     live.sort_by_key(|live| std::cmp::Reverse(live.bytes));
-    let best = best_order(&sized, options.kernels);
+    let best = best_order(&sized, options);
     let (version, target) = match options.kernels {
         Kernels::OrtCpu { version } => (Some(version), "ort-cpu"),
         Kernels::OrtCuda { version } => (Some(version), "ort-cuda"),
@@ -56,7 +53,7 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
         ort_version: version.map(|(major, minor)| format!("{major}.{minor}")),
         session: version.map(|_| options.session.name().to_string()),
         peak_bytes: run.peak_bytes,
-        peak_expression: expression(&model.graph, run),
+        peak_expression: expression(&model.graph.with_named_dims(), run),
         steady_peak_bytes: planned.patterned.map_or(run.peak_bytes, |later| later.peak_bytes),
         block_bytes: planned.patterned.map(|later| later.block_bytes),
         lower_bound_bytes: best.as_ref().map(|best| best.lower_bound_bytes),
@@ -153,9 +150,9 @@ impl Planned {
 
 /// The order with the lowest peak that a search finds, and a bound for all of them; for graphs without bodies, because
 /// what those need is estimated from above.
-fn best_order(graph: &Graph, kernels: Kernels) -> Option<Found> {
-    let scheduling = (!has_bodies(graph)).then(|| Scheduling::new(graph, kernels).ok())??;
-    Some(search(scheduling.problem(), &LIMITS))
+fn best_order(graph: &Graph, options: &MemoryOptions) -> Option<Found> {
+    let scheduling = (!has_bodies(graph)).then(|| Scheduling::new(graph, options.kernels).ok())??;
+    Some(search(scheduling.problem(), &options.limits))
 }
 
 fn has_bodies(graph: &Graph) -> bool {

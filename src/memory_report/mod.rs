@@ -31,12 +31,15 @@ pub struct MemoryOptions {
     pub session: SessionKind,
     /// Sizes of open dimensions.
     pub sizes: Sizes,
+    /// How much work the lower bound may cost; the default is less than a second.
+    pub limits: memory::Limits,
 }
 
 impl Default for MemoryOptions {
     fn default() -> MemoryOptions {
         let memory::ort::Settings { kernels, .. } = memory::ort::Settings::default();
-        MemoryOptions { kernels, session: SessionKind::Default, sizes: Sizes::default() }
+        let limits = memory::Limits { states: 100_000, steps: 20_000_000 };
+        MemoryOptions { kernels, session: SessionKind::Default, sizes: Sizes::default(), limits }
     }
 }
 
