@@ -41,7 +41,7 @@ pub fn compare_inside(
     let run = |expose: &Expose<'_>, values: &[String]| {
         let failed = |reason| RuntimeError::Failed { runtime: backend.name(), reason };
         let model = expose(values).map_err(failed)?;
-        Ok::<_, RuntimeError>(backend.load(&model)?.run(inputs)?.tensors)
+        Ok::<_, RuntimeError>(backend.load_exact(&model)?.run(inputs)?.tensors)
     };
     let mut inside = Inside { values: 0, bit_identical: true, max_rel: 0.0 };
     for values in shared {

@@ -18,7 +18,7 @@ pub fn session_code(language: Language, path: &str, ep: Ep) -> String {
     let path = format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""));
     let options = match ep {
         Ep::Cpu => Vec::new(),
-        Ep::Cuda { device } => cuda_options(SessionKind::Tuned.into(), device),
+        Ep::Cuda { device } => cuda_options(SessionKind::Tuned.into(), device, false),
     };
     match language {
         Language::Python => python(&path, &options),

@@ -117,12 +117,16 @@ impl FromStr for Ep {
 /// What ONNX Runtime calls the provider for NVIDIA GPUs.
 pub(crate) const CUDA: &str = "CUDAExecutionProvider";
 
-/// Options of the CUDA execution provider.
-pub(crate) fn cuda_options(settings: Settings, device: i32) -> Vec<(&'static str, String)> {
+/// Options of the CUDA execution provider. With `exact`, tensor cores do not round factors to ten bits (TF32), which they
+/// do by default, and which would hide what differs.
+pub(crate) fn cuda_options(settings: Settings, device: i32, exact: bool) -> Vec<(&'static str, String)> {
     let mut options = vec![("device_id", device.to_string())];
     if !settings.arena {
         options.push(("arena_extend_strategy", "kSameAsRequested".to_string()));
         options.push(("cudnn_conv_use_max_workspace", "0".to_string()));
+    }
+    if exact {
+        options.push(("use_tf32", "0".to_string()));
     }
     options
 }
@@ -133,9 +137,15 @@ mod tests {
 
     #[test]
     fn cuda_gets_the_device_and_when_tuned_a_frugal_arena() {
-        assert_eq!(cuda_options(SessionKind::Default.into(), 1), [("device_id", "1".to_string())]);
-        let tuned = cuda_options(SessionKind::Tuned.into(), 0);
+        assert_eq!(cuda_options(SessionKind::Default.into(), 1, false), [("device_id", "1".to_string())]);
+        let tuned = cuda_options(SessionKind::Tuned.into(), 0, false);
         assert!(tuned.contains(&("arena_extend_strategy", "kSameAsRequested".to_string())), "{tuned:?}");
+    }
+
+    #[test]
+    fn sessions_that_are_compared_do_not_round_factors() {
+        let exact = cuda_options(SessionKind::Default.into(), 0, true);
+        assert_eq!(exact, [("device_id", "0".to_string()), ("use_tf32", "0".to_string())]);
     }
 
     #[test]

@@ -152,11 +152,11 @@ pub fn validate_with(
     options: &Options,
 ) -> Result<Validation, RuntimeError> {
     let mut found = Validation::new(backend.name(), options.tolerance);
-    let original = match backend.load(reference) {
+    let original = match backend.load_exact(reference) {
         Ok(session) => session,
         Err(e) => return Ok(found.skipped(e)),
     };
-    let rewritten = backend.load(candidate);
+    let rewritten = backend.load_exact(candidate);
     if let Ok(session) = &rewritten
         && let Some(difference) = differ(original.interface(), session.interface())
     {

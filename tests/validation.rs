@@ -398,6 +398,56 @@ fn inputs_come_in_the_layout_of_test_data_and_outputs_in_it_are_compared() {
     desk.refuses("validate m.onnx m.onnx --inputs .", 1, &["no input_0.pb"]);
 }
 
+/// The script that measures on a GPU, in the root of the repository.
+fn gpu_script(arguments: &[&str]) -> std::process::Output {
+    let mut script = std::process::Command::new("bash");
+    script.arg("scripts/gpu_validate.sh").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    script.output().unwrap()
+}
+
+#[test]
+#[cfg(unix)]
+fn the_gpu_script_measures_every_model_in_both_sessions_on_cuda() {
+    let done = gpu_script(&["--dry-run", "--ort-lib", "lib.so"]);
+    assert!(done.status.success());
+    let lines = String::from_utf8(done.stdout).unwrap();
+    let compared: Vec<&str> = lines.lines().filter(|line| line.contains(" validate ")).collect();
+    assert_eq!(compared.len(), 10, "{lines}");
+    assert!(compared.iter().all(|line| line.contains("--ep cuda") && line.ends_with("--ort-lib lib.so")));
+    for part in ["d18-n2-b4", "d18-n2-b32", "d18-n4-b4", "d18-n4-b32", "layer-n2-b32"] {
+        assert_eq!(
+            compared.iter().filter(|line| line.contains(&format!("{part}.onnx"))).count(),
+            2,
+            "{part}"
+        );
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn the_gpu_script_writes_a_table_where_there_is_a_device_and_stops_where_there_is_none() {
+    use dmopt_fixtures::Layer;
+    let Some(ort) = ort() else { return };
+    let desk = Desk::new();
+    let layer = Layer { streams: 2, channels: 4, batch: 1, size: (8, 8) };
+    fs::write(desk.path("layer-n2-b32.onnx"), layer.bytes()).unwrap();
+    let (models, table) = (desk.path("").display().to_string(), desk.path("table.md"));
+    let run = |ep: &str| {
+        let output = table.display().to_string();
+        let mut arguments = vec!["--dmopt", env!("CARGO_BIN_EXE_dmopt"), "--models", &models, "--runs", "1"];
+        arguments.extend(["--only", "layer", "--output", &output, "--ep", ep]);
+        arguments.extend(ort.split(' '));
+        gpu_script(&arguments)
+    };
+    let done = run("cpu");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = fs::read_to_string(&table).unwrap();
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains("| passed, ")).collect();
+    assert_eq!(rows.len(), 2, "{text}");
+    assert!(rows.iter().all(|row| row.matches(" / ").count() == 5), "{text}");
+    assert_eq!(run("cuda").status.code(), Some(5));
+}
+
 /// The example in a page of the documentation has the fields of a real report, no more and no fewer.
 /// `UPDATE_EXPECT=1` writes the real one there.
 fn documents<R: serde::Serialize + serde::de::DeserializeOwned>(page: &str, real: &R) {

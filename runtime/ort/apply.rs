@@ -24,8 +24,8 @@ pub(super) fn apply(settings: Settings, mut builder: SessionBuilder) -> Result<S
 }
 
 /// The CUDA execution provider with its options.
-pub(super) fn cuda_provider(settings: Settings, device: i32) -> ExecutionProviderDispatch {
-    cuda_options(settings, device)
+pub(super) fn cuda_provider(settings: Settings, device: i32, exact: bool) -> ExecutionProviderDispatch {
+    cuda_options(settings, device, exact)
         .into_iter()
         .fold(ort::ep::CUDA::default(), |provider, (key, value)| provider.with_arbitrary_config(key, value))
         .build()

@@ -6,8 +6,8 @@
 //! depend on the machine; which kernels there are still does, where they have temporaries.
 //!
 //! **On CUDA**, from the statistics of the provider's arena. Requests are rounded up there, at least to 256 bytes,
-//! and the most ever in use cannot be reset: where loading the model needs more than running it, the peak is an
-//! upper bound.
+//! and the most ever in use cannot be reset: where loading the model, or the search for the fastest convolution in the
+//! first run, needs more than running it, the peak is an upper bound.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -43,7 +43,8 @@ impl OnnxRuntime {
     /// With the counting allocator.
     fn count(&self, model: &ModelFile, settings: Settings, inputs: &[Named]) -> Result<Memory, RuntimeError> {
         let folder = tempfile::tempdir().map_err(failed)?;
-        let setup = Setup { settings, ep: Ep::Cpu, counted: Some(&folder.path().join("profile")) };
+        let setup =
+            Setup { settings, ep: Ep::Cpu, exact: false, counted: Some(&folder.path().join("profile")) };
         let (session, loading) = counting::record(|| self.open(model, &setup));
         let mut session = session?;
         let values = session.inputs(inputs)?;

@@ -129,7 +129,7 @@ impl OnnxRuntime {
         settings: impl Into<Settings>,
         ep: Ep,
     ) -> Result<OrtSession, RuntimeError> {
-        self.open(model, &Setup { settings: settings.into(), ep, counted: None })
+        self.open(model, &Setup { settings: settings.into(), ep, exact: false, counted: None })
     }
 
     /// Makes sure of the execution provider, the driver and the device that sessions on CUDA need.
@@ -178,7 +178,7 @@ impl OnnxRuntime {
         }
         builder = apply::apply(setup.settings, builder).map_err(failed)?;
         if let Ep::Cuda { device } = setup.ep {
-            let provider = apply::cuda_provider(setup.settings, device).error_on_failure();
+            let provider = apply::cuda_provider(setup.settings, device, setup.exact).error_on_failure();
             builder = builder
                 .with_execution_providers([provider])
                 .map_err(|e| RuntimeError::Unavailable { runtime: CUDA, reason: one_line(e) })?
@@ -203,6 +203,8 @@ impl OnnxRuntime {
 struct Setup<'a> {
     settings: Settings,
     ep: Ep,
+    /// Compute as exactly as the execution provider can.
+    exact: bool,
     /// Use the counting allocator and a single thread, and write a profile to a file of this prefix.
     counted: Option<&'a Path>,
 }
@@ -222,6 +224,11 @@ impl Backend for OrtBackend {
 
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
         Ok(Box::new(self.runtime.session(model, self.settings, self.ep)?))
+    }
+
+    fn load_exact(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
+        let setup = Setup { settings: self.settings, ep: self.ep, exact: true, counted: None };
+        Ok(Box::new(self.runtime.open(model, &setup)?))
     }
 
     fn memory(&self, model: &ModelFile, inputs: &[Named]) -> Result<Memory, RuntimeError> {

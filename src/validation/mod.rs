@@ -235,7 +235,7 @@ fn expected(backend: &dyn Backend, reference: &ModelFile, sets: &[Set]) -> Resul
     }
     let tolerance = crate::report::Tolerance { abs: EXPECTED.abs, rel: EXPECTED.rel };
     let mut found = Expected { sets: with_outputs.len(), max_rel: 0.0, tolerance, reason: None };
-    let run = |set: &Set| backend.load(reference).and_then(|mut session| session.run(&set.inputs));
+    let run = |set: &Set| backend.load_exact(reference).and_then(|mut session| session.run(&set.inputs));
     for set in with_outputs {
         let reason = match run(set) {
             Ok(outputs) => match runtime::compare::compare(&set.expected, &outputs.tensors, EXPECTED) {

@@ -1,4 +1,5 @@
-//! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`, `cargo xtask network`.
+//! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`, `cargo xtask network`,
+//! `cargo xtask layer`.
 
 mod network;
 mod test;
@@ -28,6 +29,8 @@ enum Command {
     },
     /// Write one direct-mixing network of any size
     Network(network::Choices),
+    /// Write one layer of such a network
+    Layer(network::LayerChoices),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Network(choices) => network::write(&choices),
+        Command::Layer(choices) => network::write_layer(&choices),
     }
 }
 

@@ -1,11 +1,11 @@
-//! One direct-mixing network of any size as an ONNX file.
+//! One direct-mixing network, or one layer, of any size as an ONNX file.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use dmopt_fixtures::{Exporter, FORMS, KINDS, Network};
+use dmopt_fixtures::{Exporter, FORMS, KINDS, Layer, Network};
 
 /// What to build. The defaults are the network that the documentation measures.
 #[derive(Args)]
@@ -71,5 +71,39 @@ pub fn write(choices: &Choices) -> anyhow::Result<()> {
     std::fs::write(&choices.output, network.bytes())
         .with_context(|| format!("cannot write {}", choices.output.display()))?;
     println!("{}: {}", choices.output.display(), network.name());
+    Ok(())
+}
+
+/// What layer to build. The defaults are the example of the documentation.
+#[derive(Args)]
+pub struct LayerChoices {
+    /// The file to write
+    output: PathBuf,
+    /// Number of streams
+    #[arg(long, default_value_t = 2)]
+    streams: usize,
+    /// Channels of each stream
+    #[arg(long, default_value_t = 128)]
+    channels: u64,
+    /// Samples per batch
+    #[arg(long, default_value_t = 32)]
+    batch: u64,
+    /// Height of the streams
+    #[arg(long, default_value_t = 52)]
+    height: u64,
+    /// Width of the streams
+    #[arg(long, default_value_t = 68)]
+    breadth: u64,
+}
+
+/// Writes the layer.
+pub fn write_layer(choices: &LayerChoices) -> anyhow::Result<()> {
+    let LayerChoices { output, streams, channels, batch, height, breadth } = choices;
+    if *streams == 0 {
+        bail!("a layer has one stream or more");
+    }
+    let layer = Layer { streams: *streams, channels: *channels, batch: *batch, size: (*height, *breadth) };
+    std::fs::write(output, layer.bytes()).with_context(|| format!("cannot write {}", output.display()))?;
+    println!("{}: {layer:?}", output.display());
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Everything that can be tested, after setting up what the tests need: a Python with onnx and ONNX Runtime, and the
-//! models of the ONNX backend tests, which go below `target/` and are kept for the next time; and a Chromium, which is
-//! that of the system.
+//! Everything that can be tested, after setting up what the tests need: a Python with onnx and ONNX Runtime, an older
+//! ONNX Runtime beside it, and the models of the ONNX backend tests, which go below `target/` and are kept for the next
+//! time; and a Chromium, which is that of the system.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,9 @@ use anyhow::{Context, bail};
 
 /// Packages and their versions.
 const REQUIREMENTS: &str = "scripts/requirements.txt";
+
+/// A second version of ONNX Runtime, the oldest line that dmopt uses: what is measured differs between versions.
+const OLD_ONNX_RUNTIME: &str = "onnxruntime==1.24.4";
 
 /// Runs everything.
 pub fn run() -> anyhow::Result<()> {
@@ -33,12 +36,16 @@ pub fn run() -> anyhow::Result<()> {
         call(Command::new(&python).arg("scripts/backend_models.py").arg(&models))
     })?;
     let library = onnx_runtime(&venv)?;
+    let old = target.join("onnxruntime-old");
+    step("an older ONNX Runtime", &mut || install_old(&python, &old))?;
+    let old = library_of(&old)?;
     let mut chromium = PathBuf::new();
     step("Chromium", &mut || browser().map(|found| chromium = found))?;
     let environment: Vec<(&str, OsString)> = vec![
         ("DMOPT_PYTHON", python.clone().into()),
         ("DMOPT_BACKEND_MODELS", models.into()),
         ("DMOPT_ORT_LIB", library.into()),
+        ("DMOPT_ORT_LIB_OLD", old.into()),
         ("DMOPT_BROWSER", chromium.into()),
     ];
     let cargo =
@@ -85,20 +92,25 @@ fn make_venv(venv: &Path) -> anyhow::Result<()> {
     std::fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))
 }
 
-/// The shared library within the Python package.
+/// The older version in a folder of its own, from which no Python imports it.
+fn install_old(python: &Path, folder: &Path) -> anyhow::Result<()> {
+    let marker = folder.join("installed.txt");
+    if std::fs::read_to_string(&marker).is_ok_and(|installed| installed == OLD_ONNX_RUNTIME) {
+        println!("{} is up to date", folder.display());
+        return Ok(());
+    }
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).with_context(|| format!("cannot clear {}", folder.display()))?;
+    }
+    let options = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"];
+    call(Command::new(python).args(options).arg(folder).arg(OLD_ONNX_RUNTIME))?;
+    std::fs::write(&marker, OLD_ONNX_RUNTIME).with_context(|| format!("cannot write {}", marker.display()))
+}
+
+/// The shared library within a virtual environment.
 fn onnx_runtime(venv: &Path) -> anyhow::Result<PathBuf> {
-    let list = |folder: PathBuf| -> anyhow::Result<Vec<PathBuf>> {
-        let entries =
-            std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
-        entries.map(|entry| Ok(entry?.path())).collect()
-    };
-    for python in list(venv.join("lib"))? {
-        let capi = python.join("site-packages/onnxruntime/capi");
-        if capi.is_dir()
-            && let Some(library) = list(capi)?.into_iter().find(|path| {
-                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so"))
-            })
-        {
+    for python in list(&venv.join("lib"))? {
+        if let Ok(library) = library_of(&python.join("site-packages")) {
             return Ok(library);
         }
     }
@@ -125,6 +137,21 @@ fn browser() -> anyhow::Result<PathBuf> {
         .and_then(|()| apt(&["install", "--quiet", "--yes", "--no-install-recommends", "chromium"]))
         .context("there is no Chromium and it cannot be installed; DMOPT_BROWSER may name one")?;
     installed().context("Chromium was installed but is not in PATH")
+}
+
+/// The shared library within a folder of Python packages.
+fn library_of(packages: &Path) -> anyhow::Result<PathBuf> {
+    let capi = packages.join("onnxruntime/capi");
+    let is_library = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libonnxruntime.so"))
+    };
+    let found = list(&capi)?.into_iter().find(is_library);
+    found.with_context(|| format!("no libonnxruntime.so in {}", capi.display()))
+}
+
+fn list(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    entries.map(|entry| Ok(entry?.path())).collect()
 }
 
 fn has_nextest() -> bool {
