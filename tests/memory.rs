@@ -236,6 +236,23 @@ fn a_model_without_operators_needs_nothing() {
     desk.run("memory m.onnx --html t.html --svg t.svg").succeeds();
 }
 
+#[test]
+fn sizes_beyond_any_machine_are_no_panic() {
+    let waiting: String = (0..10).map(|i| format!("a{i} = Exp(x) ")).collect();
+    let desk = Desk::with_text(&format!(
+        "<ir_version: 10, opset_import: [\"\": 21]> g (float[500000000,1000000000] x) => (float[500000000,1000000000] y)
+         {{ {waiting} y = Sum(a0, a1, a2, a3, a4, a5, a6, a7, a8, a9) }}"
+    ));
+    let report = json(&desk, "m.onnx --html t.html --svg t.svg");
+    assert_eq!((report.peak_bytes, report.lower_bound_bytes), (u64::MAX, None));
+    desk.run("memory m.onnx").succeeds();
+    desk.refuses(
+        "memory m.onnx --target ideal",
+        1,
+        &["m.onnx: the sizes of all values add up to more than 2^60 bytes"],
+    );
+}
+
 /// The lower bound holds and everything adds up, whatever the graph and whoever runs it.
 #[test]
 fn random_models_add_up() {

@@ -65,7 +65,9 @@ pub(super) fn areas(report: &MemoryReport, scale: u64, title: Option<&dyn Fn(usi
     let height = |bytes: u64| HEIGHT - bytes as f64 / scale.max(1) as f64 * HEIGHT;
     let mut base = vec![0u64; steps];
     for buffer in rest.iter().map(|&i| &buffers[i]) {
-        base[buffer.from..=buffer.to].iter_mut().for_each(|bytes| *bytes += buffer.bytes);
+        base[buffer.from..=buffer.to]
+            .iter_mut()
+            .for_each(|bytes| *bytes = bytes.saturating_add(buffer.bytes));
     }
     if base.iter().any(|&bytes| bytes > 0) {
         let edges: Vec<(u64, u64)> = base.iter().map(|&bytes| (0, bytes)).collect();
@@ -75,7 +77,11 @@ pub(super) fn areas(report: &MemoryReport, scale: u64, title: Option<&dyn Fn(usi
         let buffer = &buffers[i];
         let edges: Vec<(u64, u64)> = base[buffer.from..=buffer.to]
             .iter_mut()
-            .map(|low| (*low, std::mem::replace(low, *low + buffer.bytes) + buffer.bytes))
+            .map(|edge| {
+                let low = *edge;
+                *edge = low.saturating_add(buffer.bytes);
+                (low, *edge)
+            })
             .collect();
         let _ = write!(text, "<g data-b=\"{i}\">");
         if let Some(title) = title {
@@ -99,7 +105,7 @@ pub(super) fn areas(report: &MemoryReport, scale: u64, title: Option<&dyn Fn(usi
     text.push_str("<g data-scratch=\"\">");
     for (step, (low, needs)) in base.iter().zip(&report.order).enumerate() {
         if needs.scratch_bytes.saturating_mul(THIN) >= scale {
-            text += &area("scratch", step, &[(*low, low + needs.scratch_bytes)], &height);
+            text += &area("scratch", step, &[(*low, low.saturating_add(needs.scratch_bytes))], &height);
         }
     }
     text + "</g>"
