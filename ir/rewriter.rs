@@ -524,6 +524,12 @@ impl<'g> Rewriter<'g> {
             Operand::New { op, slot } => results[op][slot],
             Operand::Constant(c) => Some(constants[c]),
         };
+        // Ids do not tell which operator came first: those of erased ones are given out again.
+        let has_last = patch.ops.iter().any(|new| new.position == Position::Last);
+        let mut last = 0;
+        if has_last {
+            last = self.graph.ops().map(|id| self.graph.op(id).rank).max().unwrap_or(0);
+        }
         for (new, types) in patch.ops.into_iter().zip(types) {
             let inputs: Vec<Option<ValueId>> =
                 new.inputs.iter().map(|i| i.and_then(|i| resolve(&results, i))).collect();
@@ -532,7 +538,10 @@ impl<'g> Rewriter<'g> {
             let rank = match new.position {
                 Position::AfterOperands => after,
                 Position::At(op) => after.max(self.graph.op(op).rank),
-                Position::Last => u64::MAX,
+                Position::Last => {
+                    last = last.max(after) + 1;
+                    last
+                }
             };
             let hint = new.result_hint.unwrap_or_else(|| {
                 format!("{}_out", if new.op.name.is_empty() { &new.op.op_type } else { &new.op.name })

@@ -74,6 +74,9 @@ impl Pass for FuseScaledSum {
             context.apply(op, Err(Miss::Refused(reason)), rewriter);
         }
         for Plan { root, sites, step } in plans {
+            // Two passes that move the same operators would never come to rest.
+            let step =
+                if matches!(step, Step::Hoist(_)) && context.order_follows { Step::Leave } else { step };
             let graph = rewriter.graph();
             let (node, patch) = (graph.describe(root), step.patch(graph, root));
             let (rewritten, reason) = match patch.map(|p| rewriter.apply(p)) {

@@ -20,16 +20,20 @@ mod fold_constants;
 mod fuse_scaled_sum;
 pub mod header;
 mod linear;
+mod order_anchors;
+mod planning;
 mod resolve_reshape;
+mod schedule_for_memory;
 
 pub use fuse_scaled_sum::mixing_sites;
-pub use log::{Log, PassReport, Refused, Site};
+pub use log::{Log, PassReport, Refused, Schedule, Site};
+pub use planning::{Anchors, Planning};
 
 mod log;
 #[cfg(test)]
 mod testing;
 
-/// Every pass in the order in which they run; the whole list repeats until nothing changes.
+/// Every pass in the order in which they run; the list repeats until nothing changes, then the final ones run.
 pub const PIPELINE: &[&dyn Pass] = &[
     &drop_dead::DropDead,
     &fold_constants::FoldConstants,
@@ -37,6 +41,8 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &dedupe_initializers::DedupeInitializers,
     &common_subexpressions::CommonSubexpressions,
     &fuse_scaled_sum::FuseScaledSum,
+    &schedule_for_memory::ScheduleForMemory,
+    &order_anchors::OrderAnchors,
 ];
 
 /// A rewrite of a graph.
@@ -50,6 +56,16 @@ pub trait Pass: Sync {
     /// The furthest that any of its edits may change results.
     fn safety(&self) -> Safety;
 
+    /// True if one run does all that there is to do: right after it, another would find nothing.
+    fn settles(&self) -> bool {
+        false
+    }
+
+    /// True for a pass that runs once, after all others have come to rest.
+    fn is_final(&self) -> bool {
+        false
+    }
+
     /// Edits one graph (the main graph or a body; bodies get their own call).
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>);
 }
@@ -58,6 +74,10 @@ pub trait Pass: Sync {
 pub struct Context<'a> {
     /// Bytes by which folding constants may still let the model grow.
     pub fold_budget: &'a mut u64,
+    /// The memory that the model is optimized for.
+    pub planning: &'a Planning,
+    /// True if another pass of this run decides about the order of operators.
+    pub order_follows: bool,
     /// Where refusals and findings go.
     pub log: &'a mut Log,
 }
@@ -147,6 +167,8 @@ pub struct Options<'a> {
     pub stop_after: Option<u64>,
     /// Bytes by which folding constants may let the model grow; `None` means [`FOLD_BUDGET`].
     pub fold_budget: Option<u64>,
+    /// The memory that the model is optimized for.
+    pub planning: Planning,
     /// Check every invariant after every pass, not only in debug builds.
     pub verify: bool,
     /// Called before each run of a pass, with its name and the round (from 1).
@@ -167,6 +189,8 @@ pub struct Outcome {
     pub passes: Vec<PassReport>,
     /// The mixing sites found in the model as it came in.
     pub sites: Vec<Site>,
+    /// The order of each graph whose sizes are known.
+    pub schedules: Vec<Schedule>,
     /// Types that inference and the file disagree on, and similar remarks.
     pub notes: Vec<String>,
     /// The worst class among the edits applied; `None` when nothing changed.
@@ -220,46 +244,47 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         (options.only.is_empty() || options.only.contains(&name)) && !options.skip.contains(&name)
     };
     let passes: Vec<&dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
+    let (last, repeated): (Vec<&dyn Pass>, Vec<&dyn Pass>) = passes.iter().partition(|p| p.is_final());
     let notes = infer::infer_graph(&mut model.graph);
     let baseline = (options.verify || cfg!(debug_assertions)).then(|| Baseline::of(model));
-    let mut names = Names::of(model);
-    let mut fuel = options.stop_after;
-    let mut fold_budget = options.fold_budget.unwrap_or(FOLD_BUDGET);
-    let mut logs: BTreeMap<&str, Log> = BTreeMap::new();
     let notes = notes.iter().map(ToString::to_string).collect();
     let mut outcome = Outcome { notes, ..Outcome::default() };
+    // Anchors count as readers, which stand in the way of edits; and what they order may not stay as it is.
+    let came_as = layout(&model.graph);
+    if last.iter().any(|p| p.name() == order_anchors::OrderAnchors.name()) {
+        let (mut names, mut fuel) = (Names::default(), None);
+        let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Exact, &mut fuel);
+        order_anchors::strip(&mut rewriter);
+        // Taking out what nothing reads closes no cycle.
+        let _ = rewriter.finish();
+    }
+    let mut driver = Driver {
+        names: Names::of(model),
+        options,
+        fuel: options.stop_after,
+        fold_budget: options.fold_budget.unwrap_or(FOLD_BUDGET),
+        order_follows: passes.iter().any(|p| p.name() == schedule_for_memory::ScheduleForMemory.name()),
+        baseline,
+        logs: BTreeMap::new(),
+        edits: 0,
+        quiet_at: HashMap::new(),
+        worst: None,
+    };
     for round in 1..=MAX_ROUNDS {
-        let mut changed = false;
-        for pass in &passes {
-            if let Some(progress) = options.progress {
-                progress(pass.name(), round);
-            }
-            let log = logs.entry(pass.name()).or_default();
-            log.start_round();
-            let mut context = Context { fold_budget: &mut fold_budget, log };
-            let allow = options.allow.unwrap_or(Safety::Approximates);
-            let mut rewriter = Rewriter::new(&mut model.graph, &mut names, allow, &mut fuel);
-            run_everywhere(*pass, &mut rewriter, &mut context);
-            let worst = rewriter.worst();
-            let applied = rewriter.finish().map_err(|_| Error::Broken {
-                pass: pass.name(),
-                violations: "operators depend on each other in a circle".to_string(),
-            })?;
-            log.rewrites += applied;
-            outcome.safety = outcome.safety.max(worst);
-            if applied > 0 {
-                // What was folded or dropped may tell a shape that was not known before.
-                infer::infer_graph(&mut model.graph);
-                changed = true;
-            }
-            if let Some(baseline) = &baseline {
-                baseline.check(model, pass.name())?;
-            }
+        let before = driver.edits;
+        for pass in &repeated {
+            driver.run(*pass, model, round)?;
         }
-        if !changed || fuel == Some(0) {
+        if driver.edits == before || driver.fuel == Some(0) {
             break;
         }
     }
+    for pass in last {
+        driver.run(pass, model, 1)?;
+    }
+    driver.settle_order(&came_as, &layout(&model.graph));
+    let Driver { fuel, mut logs, worst, .. } = driver;
+    outcome.safety = worst;
     outcome.out_of_fuel = fuel == Some(0);
     // Up to version 3 of the format, every initializer is an input too; what passes add is none.
     let is_new = |v| matches!(model.graph.value(v).def, Def::Initializer(_));
@@ -269,9 +294,98 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     for pass in passes {
         let log = logs.remove(pass.name()).unwrap_or_default();
         outcome.sites.extend(log.sites.iter().cloned());
+        outcome.schedules.extend(log.schedules.iter().cloned());
         outcome.passes.push(log.report(pass));
     }
     Ok(outcome)
+}
+
+/// Runs passes one after the other and keeps count.
+struct Driver<'a> {
+    options: &'a Options<'a>,
+    names: Names,
+    fuel: Option<u64>,
+    fold_budget: u64,
+    order_follows: bool,
+    baseline: Option<Baseline>,
+    logs: BTreeMap<&'static str, Log>,
+    /// Edits applied by all passes.
+    edits: u64,
+    /// The number of edits at which a pass had nothing more to do.
+    quiet_at: HashMap<&'static str, u64>,
+    worst: Option<Safety>,
+}
+
+impl Driver<'_> {
+    /// Moving operators back and forth, or taking anchors out and putting them in again, is no edit; leaving them out
+    /// is one.
+    fn settle_order(&mut self, came_as: &[String], left_as: &[String]) {
+        let movers = [schedule_for_memory::ScheduleForMemory.name(), order_anchors::OrderAnchors.name()];
+        let others: u64 =
+            self.logs.iter().filter(|(name, _)| !movers.contains(name)).map(|(_, log)| log.rewrites).sum();
+        if came_as == left_as && others == 0 {
+            self.logs.values_mut().for_each(|log| log.rewrites = 0);
+            self.worst = None;
+        } else if self.edits == 0 && came_as != left_as {
+            self.logs.entry(movers[1]).or_default().rewrites = 1;
+            self.worst = Some(Safety::Exact);
+        }
+    }
+
+    /// Runs one pass over a model, unless it has seen the model as it is.
+    fn run(&mut self, pass: &'static dyn Pass, model: &mut Model, round: usize) -> Result<(), Error> {
+        if self.quiet_at.get(pass.name()) == Some(&self.edits) {
+            return Ok(());
+        }
+        if let Some(progress) = self.options.progress {
+            progress(pass.name(), round);
+        }
+        let scheduled = self.logs.get(schedule_for_memory::ScheduleForMemory.name());
+        let reordered = scheduled.is_some_and(|log| log.rewrites > 0);
+        let log = self.logs.entry(pass.name()).or_default();
+        log.start_round();
+        log.reordered = reordered;
+        let mut context = Context {
+            fold_budget: &mut self.fold_budget,
+            planning: &self.options.planning,
+            order_follows: self.order_follows,
+            log,
+        };
+        let allow = self.options.allow.unwrap_or(Safety::Approximates);
+        let mut rewriter = Rewriter::new(&mut model.graph, &mut self.names, allow, &mut self.fuel);
+        run_everywhere(pass, &mut rewriter, &mut context);
+        let worst = rewriter.worst();
+        let applied = rewriter.finish().map_err(|_| Error::Broken {
+            pass: pass.name(),
+            violations: "operators depend on each other in a circle".to_string(),
+        })?;
+        log.rewrites += applied;
+        self.edits += applied;
+        self.worst = self.worst.max(worst);
+        if applied > 0 {
+            // What was folded or dropped may tell a shape that was not known before.
+            infer::infer_graph(&mut model.graph);
+        }
+        if applied == 0 || pass.settles() {
+            self.quiet_at.insert(pass.name(), self.edits);
+        }
+        match &self.baseline {
+            Some(baseline) => baseline.check(model, pass.name()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The operators of a graph and its bodies in order, by name, type and results.
+fn layout(graph: &Graph) -> Vec<String> {
+    let mut lines = Vec::new();
+    for id in order_of(graph) {
+        let op = graph.op(id);
+        let results: Vec<&str> = op.results().map(|v| graph.value(v).name.as_str()).collect();
+        lines.push(format!("{} {} {}", op.name, op.op_type, results.join(" ")));
+        op.bodies().for_each(|body| lines.extend(layout(body)));
+    }
+    lines
 }
 
 /// Bodies first: what they capture may end there.

@@ -43,14 +43,32 @@ pub struct Site {
     pub reason: Option<String>,
 }
 
+/// The order of one graph: the main graph or a body.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Schedule {
+    /// Name of the graph.
+    pub graph: String,
+    /// Peak in bytes if the target's runtime executed operators in the order of the file as it was found.
+    pub before_bytes: u64,
+    /// The same in the order that was chosen, which is that of the file if none is better.
+    pub after_bytes: u64,
+    /// No order of these operators has a lower peak than this with the target's kernels, in bytes.
+    pub lower_bound_bytes: u64,
+    /// Sets of operators that the exact search looked at; 0 if it was not needed.
+    pub states: u64,
+}
+
 /// Collects what one pass reports, over all rounds.
 #[derive(Debug, Default)]
 pub struct Log {
     pub(crate) rewrites: u64,
     pub(crate) sites: Vec<Site>,
+    pub(crate) schedules: Vec<Schedule>,
     refused: Vec<Refused>,
     seen: HashSet<Refused>,
     rounds: usize,
+    /// True once operators were put in another order: sites that appear from then on are written by passes.
+    pub(crate) reordered: bool,
 }
 
 impl Log {
@@ -79,8 +97,17 @@ impl Log {
             }
             Some(_) => {}
             // An accumulation that appears in a later round is what this pass wrote itself.
+            None if self.reordered => {}
             None if self.rounds > 1 && !site.rewritten && site.reason.is_none() => {}
             None => self.sites.push(site),
+        }
+    }
+
+    /// Notes the order of a graph; a later round has the last word about it, but not about how it began.
+    pub fn schedule(&mut self, schedule: Schedule) {
+        match self.schedules.iter_mut().find(|s| s.graph == schedule.graph) {
+            Some(known) => *known = Schedule { before_bytes: known.before_bytes, ..schedule },
+            None => self.schedules.push(schedule),
         }
     }
 

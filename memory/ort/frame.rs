@@ -51,14 +51,14 @@ pub(super) struct At {
 pub(super) type Counted<'c> = &'c dyn Fn(ValueId) -> bool;
 
 impl<'g> Frame<'g> {
-    /// Plans a graph. `parent` is the type of the operator whose body it is.
+    /// Plans a graph whose operators are executed in this order. `parent` is the type of the operator whose body it is.
     pub fn new(
         planned: &'g Graph,
         graph: &'g Graph,
+        order: Vec<OpId>,
         settings: &Settings,
         parent: Option<&str>,
     ) -> Result<Frame<'g>, Unknown> {
-        let order = execution_order(planned, settings.order)?;
         let assigned = Buffers::assign(planned, &order, settings.kernels, parent);
         let (mut scratch, mut bodies, mut unknown) = (Vec::new(), HashMap::new(), Vec::new());
         let mut name = |value: ValueId| {
@@ -76,8 +76,10 @@ impl<'g> Frame<'g> {
             }));
             let op = graph.op(id);
             let pairs = planned.op(id).bodies().zip(op.bodies());
-            let frames =
-                pairs.map(|(planned, graph)| Frame::new(planned, graph, settings, Some(&op.op_type)));
+            let frames = pairs.map(|(planned, graph)| {
+                let order = execution_order(planned, settings.order)?;
+                Frame::new(planned, graph, order, settings, Some(&op.op_type))
+            });
             match frames.collect::<Result<Vec<_>, _>>() {
                 Ok(frames) if frames.is_empty() => {}
                 Ok(frames) => _ = bodies.insert(step, frames),

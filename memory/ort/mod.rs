@@ -26,6 +26,7 @@ use dmopt_ir::{Graph, OpId, Sizes, ValueId};
 use crate::{Kernels, Unknown};
 use frame::{Frame, Run};
 
+pub(crate) use order::reverse_depth_first;
 pub use order::{Order, execution_order};
 pub use timeline::{Buffer, Reason, Step, Tenant, Timeline};
 
@@ -87,7 +88,21 @@ pub fn plan(graph: &Graph, settings: &Settings) -> Result<Plan, Unknown> {
         true => Cow::Borrowed(graph),
         false => Cow::Owned(graph.with_sizes(&settings.sizes)),
     };
-    let frame = Frame::new(graph, &sized, settings, None)?;
+    plan_order(graph, &sized, execution_order(graph, settings.order)?, settings)
+}
+
+/// The memory of a session that executes the operators in this order, `Constant` operators left out, whatever the
+/// settings say about order and sizes. `sized` is the graph with a size for everything.
+///
+/// # Errors
+/// A size is not known.
+pub fn plan_order(
+    graph: &Graph,
+    sized: &Graph,
+    order: Vec<OpId>,
+    settings: &Settings,
+) -> Result<Plan, Unknown> {
+    let frame = Frame::new(graph, sized, order, settings, None)?;
     let all = |_: ValueId| true;
     let later = frame.run(Run::Later, &all);
     let (peak_step, peak_bytes) =

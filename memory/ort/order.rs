@@ -51,8 +51,9 @@ pub fn execution_order(graph: &Graph, order: Order) -> Result<Vec<OpId>, Unknown
     Ok(order.into_iter().map(|n| numbered[n]).collect())
 }
 
-/// `before` gives the producers of an operator in ascending order.
-fn reverse_depth_first(count: usize, before: impl Fn(usize) -> Vec<usize>) -> Vec<usize> {
+/// The order of [`Order::ReverseDepthFirst`] for operators by number; `before` gives the producers of an operator in
+/// ascending order.
+pub(crate) fn reverse_depth_first(count: usize, before: impl Fn(usize) -> Vec<usize>) -> Vec<usize> {
     let mut is_leaf = vec![true; count];
     (0..count).for_each(|n| before(n).into_iter().for_each(|producer| is_leaf[producer] = false));
     let mut pending: Vec<(usize, bool)> = (0..count).filter(|&n| is_leaf[n]).map(|n| (n, false)).collect();

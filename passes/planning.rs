@@ -1,0 +1,134 @@
+//! What passes ask about memory: for which kernels, and at which sizes.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use dmopt_ir::{Dim, Graph, OpId, Sizes};
+use dmopt_memory::ort::{self, Order, Settings, execution_order};
+use dmopt_memory::{Kernels, Unknown};
+
+/// The memory that a model is optimized for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Planning {
+    /// Whose kernels.
+    pub kernels: Kernels,
+    /// Sizes of open dimensions, as far as the caller knows them.
+    pub sizes: Sizes,
+    /// How ONNX Runtime is made to follow the order of the file.
+    pub anchors: Anchors,
+}
+
+/// How ONNX Runtime, which does not follow the file, is made to run operators in the order that was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Anchors {
+    /// By [order anchors](dmopt_memory::steer) where it would not by itself: the file stands in the good order for
+    /// every executor.
+    #[default]
+    Auto,
+    /// By the numbering of the file alone: fewer orders can be had, and executors that follow the file get another.
+    Never,
+}
+
+impl Default for Planning {
+    fn default() -> Planning {
+        Planning {
+            kernels: Kernels::OrtCpu { version: (1, 32) },
+            sizes: Sizes::default(),
+            anchors: Anchors::default(),
+        }
+    }
+}
+
+/// What an open dimension is taken to be where nobody says: `(the first of an input, any other)`. An order is valid
+/// whatever the sizes; these only decide which is thought best, and one that is worse at the second pair is not taken.
+const ASSUMED: [(u64, u64); 2] = [(4, 224), (1, 64)];
+
+/// A graph, and copies of it with a size for everything, one for each assumption about what is open.
+pub(crate) struct Sized<'g> {
+    graph: &'g Graph,
+    sized: Vec<Cow<'g, Graph>>,
+    kernels: Kernels,
+}
+
+impl Planning {
+    /// The graph with sizes for everything.
+    pub(crate) fn sized<'g>(&self, graph: &'g Graph) -> Sized<'g> {
+        let symbols = symbols(graph);
+        let with_sizes = |(first, other): (u64, u64)| {
+            let mut sizes = self.sizes.clone();
+            for (name, is_first) in &symbols {
+                sizes.dims.entry(name.clone()).or_insert(if *is_first { first } else { other });
+            }
+            Cow::Owned(graph.with_sizes(&sizes))
+        };
+        let open = symbols.iter().any(|(name, _)| !self.sizes.dims.contains_key(name));
+        let sized = match (open, self.sizes == Sizes::default()) {
+            (true, _) => ASSUMED.into_iter().map(with_sizes).collect(),
+            (false, true) => vec![Cow::Borrowed(graph)],
+            (false, false) => vec![with_sizes(ASSUMED[0])],
+        };
+        Sized { graph, sized, kernels: self.kernels }
+    }
+}
+
+impl Sized<'_> {
+    /// The graph at the sizes that matter most.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.sized[0]
+    }
+
+    /// Whose kernels.
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
+    /// Bytes that one run needs at each of the sizes, in a session that orders operators by itself.
+    ///
+    /// # Errors
+    /// A size is not known.
+    pub(crate) fn peaks(&self) -> Result<Vec<u64>, Unknown> {
+        self.peaks_in(&execution_order(self.graph, Order::ReverseDepthFirst)?)
+    }
+
+    /// Bytes that one run needs at each of the sizes, if operators are executed in this order.
+    ///
+    /// # Errors
+    /// A size is not known.
+    pub(crate) fn peaks_in(&self, order: &[OpId]) -> Result<Vec<u64>, Unknown> {
+        self.sized.iter().map(|sized| self.peak(sized, order)).collect()
+    }
+
+    /// The first of [these](Sized::peaks_in).
+    pub(crate) fn peak_in(&self, order: &[OpId]) -> Result<u64, Unknown> {
+        self.peak(self.graph(), order)
+    }
+
+    fn peak(&self, sized: &Graph, order: &[OpId]) -> Result<u64, Unknown> {
+        let runs = order.iter().copied().filter(|&id| !self.graph.op(id).is("Constant")).collect();
+        let settings = Settings { kernels: self.kernels, ..Settings::default() };
+        Ok(ort::plan_order(self.graph, sized, runs, &settings)?.first_run.peak_bytes)
+    }
+}
+
+/// Names of the open dimensions of the inputs, and of what a body takes from outside; with true for those that come
+/// first in a shape.
+fn symbols(graph: &Graph) -> BTreeSet<(String, bool)> {
+    let mut symbols = BTreeSet::new();
+    let mut add = |name: String, is_first: bool| {
+        if is_first || !symbols.contains(&(name.clone(), true)) {
+            symbols.remove(&(name.clone(), false));
+            symbols.insert((name, is_first));
+        }
+    };
+    for value in graph.values().filter(|&v| graph.producer(v).is_none()) {
+        let shape = graph.tensor_type(value).and_then(|ty| ty.shape.as_ref());
+        for (axis, dim) in shape.into_iter().flatten().enumerate() {
+            match dim {
+                Dim::Symbol(name) if !name.starts_with('{') => add(name.to_string(), axis == 0),
+                Dim::Unknown => add(format!("{}.{axis}", graph.value(value).name), axis == 0),
+                _ => {}
+            }
+        }
+    }
+    symbols
+}

@@ -1,0 +1,170 @@
+//! Put the operators into the order with the lowest peak of memory.
+//!
+//! The search (`memory/search`) goes through the orders in which operators can run, with what the target's kernels
+//! compute in place, and says how far from the optimum its result is for certain. The order is taken if the runtime's
+//! own plan, executed in it, needs less than in the order of the file; where sizes are open, at two assumptions about
+//! them. Which order a runtime then executes is the affair of `order-anchors`.
+//!
+//! The same operators run on the same operands: bit-identical.
+//!
+//! ```onnx
+//! f (float[1,64] x) => (float[1,1] y) <int64[1] axis = {1}> {
+//!   a = Exp(x)
+//!   b = Neg(x)
+//!   p = ReduceSum(a, axis)
+//!   q = ReduceSum(b, axis)
+//!   y = Mul(p, q)
+//! }
+//! ```
+//! ->
+//! ```onnx
+//! f (float[1,64] x) => (float[1,1] y) <int64[1] axis = {1}> {
+//!   b = Neg(x)
+//!   q = ReduceSum(b, axis)
+//!   a = Exp(x)
+//!   p = ReduceSum(a, axis)
+//!   y = Mul(p, q)
+//! }
+//! ```
+//!
+//! refused: no order needs less
+//! ```onnx
+//! f (float[1,64] x) => (float[1,64] y) {
+//!   a = Exp(x)
+//!   b = Neg(x)
+//!   c = Abs(a)
+//!   y = Add(c, b)
+//! }
+//! ```
+
+use dmopt_ir::{OpId, Patch, Rewriter, Safety};
+use dmopt_memory::{Limits, Scheduling, Unknown, search};
+
+use crate::log::Schedule;
+use crate::planning::Sized;
+use crate::{Context, Pass, order_of};
+
+/// See the header of this file.
+pub struct ScheduleForMemory;
+
+impl Pass for ScheduleForMemory {
+    fn name(&self) -> &'static str {
+        "schedule-for-memory"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("schedule_for_memory.rs")
+    }
+
+    fn safety(&self) -> Safety {
+        Safety::Exact
+    }
+
+    fn settles(&self) -> bool {
+        true
+    }
+
+    fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+        let graph = rewriter.graph();
+        let order = order_of(graph);
+        let [first, _, ..] = order[..] else { return };
+        match best(graph.name(), &context.planning.sized(graph), &order) {
+            Err(unknown) => context.log.refuse(format!("graph '{}'", graph.name()), unknown.to_string()),
+            Ok(Best { order, schedule }) => {
+                context.log.schedule(schedule);
+                let Some(order) = order else { return };
+                let mut patch = Patch::new(Safety::Exact);
+                patch.reorder(order);
+                context.apply(first, Ok(patch), rewriter);
+            }
+        }
+    }
+}
+
+/// An order that needs less than that of the file, if there is one, and what is known about it.
+struct Best {
+    order: Option<Vec<OpId>>,
+    schedule: Schedule,
+}
+
+fn best(graph: &str, sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
+    let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
+    let found = search(scheduling.problem(), &Limits::default());
+    let better = scheduling.order(&found.order);
+    let (before, after) = (sized.peaks_in(order)?, sized.peaks_in(&better)?);
+    let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
+    let schedule = Schedule {
+        graph: graph.to_string(),
+        before_bytes: before[0],
+        after_bytes: if is_better { after[0] } else { before[0] },
+        lower_bound_bytes: found.lower_bound_bytes,
+        states: found.states,
+    };
+    Ok(Best { order: is_better.then_some(better), schedule })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Options;
+    use crate::testing::{check, left_alone, optimize};
+
+    const PASS: &str = "schedule-for-memory";
+
+    #[test]
+    fn a_list_of_products_becomes_an_accumulation() {
+        let outcome = check(
+            PASS,
+            "f (float[64] x) => (float[64] y) <float a = {1}, float b = {2}, float c = {3}> {
+                m0 = Mul(x, a)  m1 = Mul(x, b)  m2 = Mul(x, c)  s1 = Add(m0, m1)  s2 = Add(s1, m2)  y = Neg(s2)
+             }",
+            "f (float[64] x) => (float[64] y) <float a = {1}, float b = {2}, float c = {3}> {
+                m1 = Mul(x, b)  m0 = Mul(x, a)  s1 = Add(m0, m1)  m2 = Mul(x, c)  s2 = Add(s1, m2)  y = Neg(s2)
+             }",
+        );
+        let schedule = &outcome.schedules[0];
+        assert_eq!(
+            (schedule.before_bytes, schedule.after_bytes, schedule.lower_bound_bytes),
+            (1024, 768, 768)
+        );
+    }
+
+    #[test]
+    fn an_order_that_is_worse_at_other_sizes_is_not_taken() {
+        // With 224 in place of n, `a` should come first (225 and not 245 floats at a time), with 64 it should not (141 and
+        // not 140).
+        let text = "f (float[1,n] x, float[20,6] z) => (float[20,1] y) <int64[1] axis = {1}> {
+            b = Neg(z)  q = ReduceSum(b, axis)  a = Exp(x)  p = ReduceSum(a, axis)  y = Mul(p, q)
+         }";
+        left_alone(PASS, text);
+        let (model, _) = optimize(PASS, &text.replace("[1,n]", "[1,224]"), Options::default());
+        let first = model.graph.order().unwrap()[0];
+        assert!(model.graph.op(first).is("Exp"));
+    }
+
+    #[test]
+    fn bodies_are_put_in_order_too() {
+        check(
+            PASS,
+            "f (bool c, float[1,64] x) => (float[1,1] y) <int64[1] axis = {1}> {
+                y = If (c) <
+                    then_branch = t () => (float[1,1] r) {
+                        a = Exp(x)  b = Neg(x)  p = ReduceSum(a, axis)  q = ReduceSum(b, axis)  r = Mul(p, q) },
+                    else_branch = e () => (float[1,1] s) { s = ReduceSum(x, axis) }>
+             }",
+            "f (bool c, float[1,64] x) => (float[1,1] y) <int64[1] axis = {1}> {
+                y = If (c) <
+                    then_branch = t () => (float[1,1] r) {
+                        b = Neg(x)  q = ReduceSum(b, axis)  a = Exp(x)  p = ReduceSum(a, axis)  r = Mul(p, q) },
+                    else_branch = e () => (float[1,1] s) { s = ReduceSum(x, axis) }>
+             }",
+        );
+    }
+
+    #[test]
+    fn a_size_that_is_not_known_is_named() {
+        let refused =
+            left_alone(PASS, "f (float[4] x) => (float[1,n] y) { m = NonZero(x)  y = Cast<to = 1>(m) }");
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].contains("'m'"), "{refused:?}");
+    }
+}
