@@ -41,7 +41,7 @@ pub struct Inspection {
     pub initializer_bytes: u64,
     /// The linear combinations that `optimize` would find.
     pub mixing_sites: Vec<MixingSite>,
-    /// Predicted peak of activation memory in file order, in bytes; null when sizes are not known.
+    /// Predicted peak of a session of ONNX Runtime without optimizations, in bytes; null when sizes are not known.
     pub peak_bytes: Option<u64>,
     /// What is in memory then: value and bytes, largest first.
     pub peak_values: Vec<(String, u64)>,
@@ -68,8 +68,9 @@ pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
     ir::infer::infer_graph(&mut model.graph);
     let open = OpenSizes::of(&model.graph, sizes)
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
-    // The sites are those that the passes find in a copy that goes nowhere.
-    let outcome = rewrite(&mut model.clone(), source, &Options::default())?;
+    // The sites are those that the passes find in a copy that goes nowhere, whatever its order.
+    let skip = ["schedule-for-memory", "order-anchors"].map(String::from).to_vec();
+    let outcome = rewrite(&mut model.clone(), source, &Options { skip, ..Options::default() })?;
 
     let graph = &model.graph;
     let value = |&id: &ir::ValueId| {
@@ -82,9 +83,12 @@ pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
             *operators.entry(qualified(&op.domain, &op.op_type)).or_insert(0) += 1;
         }
     });
-    let peak = open.peak(graph, None);
-    let mut peak_values: Vec<(String, u64)> = match &peak {
-        Ok(peak) => peak.live.iter().map(|&(v, bytes)| (graph.value(v).name.clone(), bytes)).collect(),
+    let plan = open.plan(graph, None);
+    let mut peak_values: Vec<(String, u64)> = match &plan {
+        Ok(plan) => {
+            let live = plan.first_run.live(plan.first_run.peak_step);
+            live.map(|(buffer, _)| (graph.value(buffer.value).name.clone(), buffer.bytes)).collect()
+        }
         Err(_) => Vec::new(),
     };
     peak_values.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
@@ -104,9 +108,9 @@ pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
         parameters,
         initializer_bytes,
         mixing_sites: outcome.sites.iter().map(MixingSite::from).collect(),
-        peak_bytes: peak.as_ref().ok().map(|peak| peak.bytes),
+        peak_bytes: plan.as_ref().ok().map(|plan| plan.first_run.peak_bytes),
         peak_values,
-        peak_reason: peak.err(),
+        peak_reason: plan.err(),
     })
 }
 

@@ -37,6 +37,7 @@ pub use dmopt_memory as memory;
 pub use dmopt_onnx as onnx;
 pub use dmopt_passes as passes;
 pub use dmopt_runtime as runtime;
+pub use passes::Anchors;
 
 pub use doctor::{Diagnosis, Remedy, Runtime, diagnose};
 pub use error::Error;
@@ -68,6 +69,8 @@ pub struct Options<'a> {
     pub sizes: Sizes,
     /// The first seed of the random inputs.
     pub seed: u64,
+    /// How ONNX Runtime is made to follow the order that was found.
+    pub anchors: Anchors,
     /// Whether the result has to prove itself.
     pub validate: Validate,
     /// Where it has to.
@@ -187,6 +190,11 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
         stop_after: options.stop_after,
         verify: options.verify,
         progress: Some(&progress),
+        planning: passes::Planning {
+            sizes: options.sizes.clone(),
+            anchors: options.anchors,
+            ..passes::Planning::default()
+        },
         ..passes::Options::default()
     };
     passes::run(model, &options).map_err(|cause| Error::Passes { file: source.name.clone(), cause })

@@ -33,6 +33,8 @@ pub struct Report {
     pub mixing_sites: Vec<MixingSite>,
     /// Memory for activations.
     pub peak: Peak,
+    /// The order of operators, for each graph whose sizes are known.
+    pub schedules: Vec<Schedule>,
     /// Whether outputs are the same: the runtime that decides, the first that failed or else the first that passed.
     pub validation: Validation,
     /// The same of every runtime that was asked.
@@ -124,11 +126,11 @@ pub struct Measured {
     pub after_bytes: u64,
 }
 
-/// A peak predicted from liveness.
+/// The peak of a session of ONNX Runtime without optimizations, predicted from its plan.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Predicted {
-    /// The order that operators are assumed to run in; always `file`.
-    pub order: String,
+    /// Whose kernels and whose order of execution: `onnxruntime 1.32, cpu`.
+    pub runtime: String,
     /// For the original; null when sizes are not known.
     pub before_bytes: Option<u64>,
     /// For the result; null when sizes are not known.
@@ -137,6 +139,21 @@ pub struct Predicted {
     pub sizes: BTreeMap<String, u64>,
     /// Why a number is null.
     pub reason: Option<String>,
+}
+
+/// The order of one graph of the result: the main graph or a body.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Name of the graph.
+    pub graph: String,
+    /// Peak in bytes if operators were executed in the order that they came in, rewrites applied.
+    pub before_bytes: u64,
+    /// The same in the order of the result.
+    pub after_bytes: u64,
+    /// No order of these operators needs less, in bytes.
+    pub lower_bound_bytes: u64,
+    /// True if the order is proven to be the best.
+    pub optimal: bool,
 }
 
 /// Whether original and result compute the same.
@@ -235,6 +252,7 @@ impl Report {
                 measured: measured.ok().map(Measured::from),
                 measured_reason: measured.err().cloned(),
             },
+            schedules: outcome.schedules.iter().map(Schedule::from).collect(),
             validation: Validation::new(decided),
             validations: proof
                 .iter()
@@ -256,6 +274,18 @@ impl From<&dmopt_passes::PassReport> for Pass {
             safety: pass.safety.name().to_string(),
             rewrites: pass.rewrites,
             refused: pass.refused.iter().map(refused).collect(),
+        }
+    }
+}
+
+impl From<&dmopt_passes::Schedule> for Schedule {
+    fn from(schedule: &dmopt_passes::Schedule) -> Schedule {
+        Schedule {
+            graph: schedule.graph.clone(),
+            before_bytes: schedule.before_bytes,
+            after_bytes: schedule.after_bytes,
+            lower_bound_bytes: schedule.lower_bound_bytes,
+            optimal: schedule.after_bytes <= schedule.lower_bound_bytes,
         }
     }
 }
@@ -322,6 +352,9 @@ impl Validation {
     }
 }
 
+/// What predictions are for: the default of [`memory::ort::Settings`].
+pub const PLANNED_FOR: &str = "onnxruntime 1.32, cpu";
+
 /// The open dimensions of a model's inputs, and what the caller says about them.
 pub(crate) struct OpenSizes {
     given: Sizes,
@@ -365,10 +398,11 @@ impl OpenSizes {
     ) -> Predicted {
         let run = || Some(validation?.runs.first()?.sizes.clone());
         let dims = self.fixed.clone().or_else(run);
-        let peak = |model: &Model| self.peak(&model.graph, dims.as_ref()).map(|peak| peak.bytes);
+        let peak =
+            |model: &Model| self.plan(&model.graph, dims.as_ref()).map(|plan| plan.first_run.peak_bytes);
         let (before, after) = (peak(original), peak(model));
         Predicted {
-            order: "file".to_string(),
+            runtime: PLANNED_FOR.to_string(),
             reason: before.as_ref().err().or(after.as_ref().err()).cloned(),
             before_bytes: before.ok(),
             after_bytes: after.ok(),
@@ -376,17 +410,17 @@ impl OpenSizes {
         }
     }
 
-    /// The peak of a graph with the sizes that the caller fixes, or these.
+    /// What one run takes in ONNX Runtime, with the sizes that the caller fixes, or these.
     ///
     /// # Errors
     /// Why it is not known: a sentence.
-    pub(crate) fn peak(
+    pub(crate) fn plan(
         &self,
         graph: &Graph,
         dims: Option<&BTreeMap<String, u64>>,
-    ) -> Result<memory::Peak, String> {
-        let graph = graph.with_sizes(&self.sizes(dims));
-        memory::file_order(&graph).map_err(|unknown| self.explain(&unknown))
+    ) -> Result<memory::ort::Plan, String> {
+        let settings = memory::ort::Settings { sizes: self.sizes(dims), ..Default::default() };
+        memory::ort::plan(graph, &settings).map_err(|unknown| self.explain(&unknown))
     }
 
     /// The sizes that the caller fixes, or these.

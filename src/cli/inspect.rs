@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use dmopt::Inspection;
+use dmopt::report::PLANNED_FOR;
 
 use super::units::{bytes, count, plural};
 use super::{SizeArgs, source};
@@ -99,7 +100,7 @@ fn sites(text: &mut String, found: &Inspection) {
 }
 
 fn peak(text: &mut String, found: &Inspection) {
-    let _ = writeln!(text, "\n{HEAD}predicted peak{HEAD:#} (activations in file order)");
+    let _ = writeln!(text, "\n{HEAD}predicted peak{HEAD:#} ({PLANNED_FOR})");
     match (found.peak_bytes, &found.peak_reason) {
         (Some(peak), _) => {
             let _ = writeln!(text, "  {} in {}", bytes(peak), plural(found.peak_values.len(), "value"));

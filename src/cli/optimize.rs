@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use dmopt::ir::text;
-use dmopt::{Options, Report, Stage, Target, Validate, With};
+use dmopt::{Anchors, Options, Report, Stage, Target, Validate, With};
 
 use super::progress::Progress;
 use super::{OrtArgs, SizeArgs, is_pipe, pass_names, source, table};
@@ -37,6 +37,9 @@ pub struct Optimize {
     /// Only edits that keep every bit of the outputs
     #[arg(long)]
     exact: bool,
+    /// How ONNX Runtime, which does not follow the file, is made to run operators in the order found
+    #[arg(long, value_enum, default_value_t = OrderAnchors::Auto)]
+    order_anchors: OrderAnchors,
     #[command(flatten)]
     sizes: SizeArgs,
     /// First seed of the random inputs
@@ -80,6 +83,15 @@ enum For {
     Portable,
 }
 
+/// How an order is made to come true.
+#[derive(Clone, Copy, ValueEnum)]
+enum OrderAnchors {
+    /// By `Size` operators at the end of the file, where they are needed: the file is in the good order for all
+    Auto,
+    /// By numbering alone, for ONNX Runtime alone: no operators are added
+    Never,
+}
+
 /// A choice of runtimes.
 #[derive(Clone, Copy, ValueEnum)]
 enum Where {
@@ -116,6 +128,10 @@ impl Optimize {
             stop_after: self.stop_after,
             verify: self.verify,
             sizes: self.sizes.sizes(),
+            anchors: match self.order_anchors {
+                OrderAnchors::Auto => Anchors::Auto,
+                OrderAnchors::Never => Anchors::Never,
+            },
             seed: self.seed,
             validate: match (self.no_validate, self.require_validation) {
                 (true, _) => Validate::Never,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use dmopt::Report;
-use dmopt::report::{Measured, Pass, Peak, Predicted, Validation, ValidationStatus};
+use dmopt::report::{Measured, Pass, Peak, Predicted, Schedule, Validation, ValidationStatus};
 
 use super::units::{bytes, count, plural};
 
@@ -36,6 +36,9 @@ pub fn render(report: &Report, all: bool) -> String {
         format!("{rewritten} rewritten"),
     );
     row("predicted peak", or_unknown(peak.before_bytes), or_unknown(peak.after_bytes), about(peak));
+    if let Some(schedule) = report.schedules.first() {
+        row("no order below", String::new(), bytes(schedule.lower_bound_bytes), certificate(schedule));
+    }
     let measured = report.peak.measured.as_ref();
     let bytes_of = |side: fn(&Measured) -> u64| measured.map_or_else(|| "-".to_string(), |m| bytes(side(m)));
     row(
@@ -94,7 +97,16 @@ fn about(peak: &Predicted) -> String {
         _ => String::new(),
     };
     let sizes: String = peak.sizes.iter().map(|(name, size)| format!(", {name}={size}")).collect();
-    format!("{change}activations in {} order{sizes}", peak.order)
+    format!("{change}{}, optimizations off{sizes}", peak.runtime)
+}
+
+/// How good the order is for certain.
+fn certificate(schedule: &Schedule) -> String {
+    if schedule.optimal {
+        return "this order is proven to be the best".to_string();
+    }
+    let above = schedule.after_bytes as f64 / schedule.lower_bound_bytes.max(1) as f64 - 1.0;
+    format!("this order is within {:.1} % of that", above * 100.0)
 }
 
 /// What a validation found, in one line.
