@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::each_graph;
 use crate::report::{MixingSite, OpenSizes};
-use crate::{Error, Facts, Options, Source, ir, rewrite};
+use crate::{Error, Facts, Options, Source, ir, memory, rewrite};
 
 /// The value of [`Inspection::schema`].
 pub const SCHEMA: &str = "dmopt.inspect/1";
@@ -45,6 +45,8 @@ pub struct Inspection {
     pub peak_bytes: Option<u64>,
     /// What is in memory then: value and bytes, largest first.
     pub peak_values: Vec<(String, u64)>,
+    /// What the kernel that runs then needs for itself, in bytes.
+    pub peak_scratch_bytes: u64,
     /// Why the peak is not known.
     pub peak_reason: Option<String>,
 }
@@ -91,6 +93,8 @@ pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
         }
         Err(_) => Vec::new(),
     };
+    let at_peak = |plan: &memory::ort::Plan| plan.first_run.steps.get(plan.first_run.peak_step).cloned();
+    let scratch = plan.as_ref().ok().and_then(at_peak).map_or(0, |step| step.scratch_bytes);
     peak_values.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let Facts { nodes, parameters, initializer_bytes } = Facts::of(&model);
     let domain = |name: &str| if name.is_empty() { "ai.onnx".to_string() } else { name.to_string() };
@@ -110,6 +114,7 @@ pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
         mixing_sites: outcome.sites.iter().map(MixingSite::from).collect(),
         peak_bytes: plan.as_ref().ok().map(|plan| plan.first_run.peak_bytes),
         peak_values,
+        peak_scratch_bytes: scratch,
         peak_reason: plan.err(),
     })
 }

@@ -303,7 +303,8 @@ fn a_peak_that_depends_on_an_open_size_is_unknown_until_the_size_is_given() {
         assert_eq!((known.sizes["batch"], known.reason), (batch, None));
         known.before_bytes.unwrap()
     };
-    assert_eq!(at(6), 2 * at(3));
+    // What kernels need for themselves does not grow with the batch.
+    assert_eq!(at(9) - at(6), at(6) - at(3));
 }
 
 #[test]
@@ -559,7 +560,8 @@ fn inspect_shows_what_is_there() {
     let found: dmopt::Inspection = serde_json::from_str(&json).unwrap();
     assert_eq!((found.schema.as_str(), found.mixing_sites.len()), ("dmopt.inspect/1", 20));
     assert_eq!(found.operators.values().sum::<u64>(), found.nodes);
-    assert_eq!(found.peak_values.iter().map(|(_, bytes)| bytes).sum::<u64>(), found.peak_bytes.unwrap());
+    let values: u64 = found.peak_values.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(values + found.peak_scratch_bytes, found.peak_bytes.unwrap());
     assert_eq!(desk.files(), ["m.onnx"]);
 }
 
