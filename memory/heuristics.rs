@@ -2,7 +2,7 @@
 //! and its starting point.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use crate::problem::Problem;
 use crate::state::State;
@@ -51,9 +51,11 @@ impl Heuristic {
         match self {
             Heuristic::File => (0..problem.len()).collect(),
             Heuristic::ReverseDepthFirst => depth_first(problem, leaves(problem), Reverse),
-            Heuristic::LeastPeakFirst => {
-                greedy(problem, |state, v, peak| (state.needs(v).max(peak), state.after(v), v))
-            }
+            Heuristic::LeastPeakFirst => greedy(problem, |ready| {
+                let fits = |v: &usize| ready.state.needs(*v) <= ready.peak;
+                let free = ready.by_rest.iter().map(|&(_, _, v)| v).find(fits);
+                free.or_else(|| ready.by_need.first().map(|&(_, _, v)| v))
+            }),
             Heuristic::BreadthFirst => breadth_first(problem),
             Heuristic::SmallestFirst => {
                 let bytes = |v: usize| {
@@ -62,9 +64,7 @@ impl Heuristic {
                 };
                 depth_first(problem, (0..problem.len()).collect(), |v| (bytes(v), v))
             }
-            Heuristic::List => {
-                greedy(problem, |state, v, _| (state.after(v), Reverse(problem.successors[v].len()), v))
-            }
+            Heuristic::List => greedy(problem, |ready| ready.by_rest.first().map(|&(_, _, v)| v)),
             Heuristic::MostReadFirst => {
                 let weights = weights(problem);
                 depth_first(problem, leaves(problem), |v| (Reverse(weights[v]), v))
@@ -79,16 +79,69 @@ fn leaves(problem: &Problem) -> Vec<usize> {
     (0..problem.len()).filter(|&v| problem.successors[v].is_empty()).collect()
 }
 
-/// Always runs the ready operator with the least key, which may depend on the peak so far.
-fn greedy<K: Ord>(problem: &Problem, key: impl Fn(&State<'_>, usize, u64) -> K) -> Vec<usize> {
-    let (mut state, mut peak) = (State::new(problem), 0);
-    let mut order = Vec::with_capacity(problem.len());
-    while let Some(v) = state.ready.iter().map(|&v| v as usize).min_by_key(|&v| key(&state, v, peak)) {
-        peak = peak.max(state.needs(v));
-        state.run(v);
-        order.push(v);
+/// Runs the ready operators one after the other; which, `choose` says.
+fn greedy(problem: &Problem, choose: impl Fn(&Ready<'_>) -> Option<usize>) -> Vec<usize> {
+    let mut ready = Ready::new(problem);
+    while let Some(v) = choose(&ready) {
+        ready.run(v);
     }
-    order
+    ready.state.log.iter().map(|&v| v as usize).collect()
+}
+
+/// A run with its ready operators sorted, so that choosing one takes no look at all.
+struct Ready<'p> {
+    state: State<'p>,
+    peak: u64,
+    /// The costs under which an operator is sorted in.
+    costs: Vec<(u64, i64)>,
+    /// By the bytes that they leave more, then by successors, most first, then by place.
+    by_rest: BTreeSet<(i64, Reverse<usize>, usize)>,
+    /// By the bytes that they take while they run, then by those that they leave.
+    by_need: BTreeSet<(u64, i64, usize)>,
+}
+
+impl<'p> Ready<'p> {
+    fn new(problem: &'p Problem) -> Ready<'p> {
+        let (state, costs) = (State::new(problem), vec![(0, 0); problem.len()]);
+        let (by_rest, by_need) = (BTreeSet::new(), BTreeSet::new());
+        let mut ready = Ready { state, peak: 0, costs, by_rest, by_need };
+        for v in ready.state.ready.clone() {
+            ready.insert(v as usize);
+        }
+        ready
+    }
+
+    fn insert(&mut self, v: usize) {
+        let (needs, rest) = self.state.costs(v);
+        self.costs[v] = (needs, rest);
+        self.by_rest.insert((rest, Reverse(self.state.problem.successors[v].len()), v));
+        self.by_need.insert((needs, rest, v));
+    }
+
+    fn remove(&mut self, v: usize) {
+        let (needs, rest) = self.costs[v];
+        self.by_rest.remove(&(rest, Reverse(self.state.problem.successors[v].len()), v));
+        self.by_need.remove(&(needs, rest, v));
+    }
+
+    fn run(&mut self, v: usize) {
+        let problem = self.state.problem;
+        self.remove(v);
+        self.peak = self.peak.max(self.state.needs(v));
+        self.state.run(v);
+        // The costs of a last reader change; it is sorted in again if it was ready before.
+        for &b in &problem.ops[v].reads {
+            if let Some(last) = self.state.last_reader(b).filter(|&last| self.state.is_ready(last)) {
+                self.remove(last);
+                self.insert(last);
+            }
+        }
+        for next in problem.successors[v].iter().map(|&next| next as usize) {
+            if self.state.is_ready(next) {
+                self.insert(next);
+            }
+        }
+    }
 }
 
 /// Goes back from each root to what it waits for, at every operator the one with the least key first; an operator runs

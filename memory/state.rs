@@ -16,6 +16,8 @@ pub(crate) struct State<'p> {
     pub log: Vec<u32>,
     /// Bytes in memory between operators.
     pub live: u64,
+    /// Steps taken so far, forward and backward: the work that a search has done here.
+    pub moves: u64,
     /// Of the down-set; equal sets have equal hashes, and unequal ones unequal hashes but for 1 in 2^128.
     pub hash: u128,
     /// Where an operator stands in `ready`.
@@ -53,6 +55,7 @@ impl<'p> State<'p> {
             ready: Vec::new(),
             log: Vec::with_capacity(n),
             live: 0,
+            moves: 0,
             hash: 0,
             place: vec![NONE; n],
             waiting: problem.ops.iter().map(|op| op.after.len() as u32).collect(),
@@ -89,6 +92,16 @@ impl<'p> State<'p> {
         self.live + self.stays[v] - self.frees[v]
     }
 
+    /// The bytes that running an operator takes beyond what is in memory, and the bytes in memory that it leaves more.
+    pub fn costs(&self, v: usize) -> (u64, i64) {
+        (self.alloc[v] - self.saves[v], self.stays[v] as i64 - self.frees[v] as i64)
+    }
+
+    /// The only operator that has still to read a buffer, if there is one alone.
+    pub fn last_reader(&self, b: usize) -> Option<usize> {
+        (self.unread[b] == 1 && self.last[b] != NONE).then_some(self.last[b] as usize)
+    }
+
     /// True if the operator could run next.
     pub fn is_ready(&self, v: usize) -> bool {
         self.place[v] != NONE
@@ -112,6 +125,7 @@ impl<'p> State<'p> {
     /// Runs a ready operator.
     pub fn run(&mut self, v: usize) {
         debug_assert!(self.is_ready(v));
+        self.moves += 1;
         self.live = self.after(v);
         self.hash ^= self.keys[v];
         self.remove(v);
@@ -135,6 +149,7 @@ impl<'p> State<'p> {
     /// Takes the last step back.
     pub fn undo(&mut self) {
         let Some(v) = self.log.pop().map(|v| v as usize) else { return };
+        self.moves += 1;
         let problem = self.problem;
         for &next in problem.successors[v].iter().rev() {
             if self.waiting[next as usize] == 0 {

@@ -3,32 +3,34 @@
 use std::collections::HashSet;
 
 use super::closure::close;
+use super::exact::MOVE;
 use super::tree::Tree;
 use crate::problem::Problem;
 
 /// An order whose peak is at most `budget`, if the beam comes upon one before `steps` is used up.
 pub(crate) fn beam(problem: &Problem, budget: u64, width: usize, steps: &mut u64) -> Option<Vec<usize>> {
     let mut tree = Tree::new(problem);
-    spend(steps, close(&mut tree.state, budget));
+    let looked = close(&mut tree.state, budget);
+    spend(steps, looked, &mut tree);
     if tree.state.is_complete() {
         return Some(tree.order());
     }
     let mut layer = vec![tree.add()];
     let mut seen = HashSet::new();
     while !layer.is_empty() && *steps > 0 {
-        // Bytes, the state, how to get there.
+        // Bytes, operators left, and how to get there.
         let mut found: Vec<(u64, usize, u32, u32)> = Vec::new();
         for &node in &layer {
             tree.visit(node);
             let base = tree.state.log.len();
             let ready: Vec<u32> = tree.state.ready.clone();
-            spend(steps, ready.len() as u64);
+            let mut looked = ready.len() as u64;
             for v in ready {
                 if tree.state.needs(v as usize) > budget {
                     continue;
                 }
                 tree.state.run(v as usize);
-                spend(steps, close(&mut tree.state, budget));
+                looked += close(&mut tree.state, budget);
                 if tree.state.is_complete() {
                     return Some(tree.order());
                 }
@@ -37,6 +39,10 @@ pub(crate) fn beam(problem: &Problem, budget: u64, width: usize, steps: &mut u64
                 }
                 tree.state.undo_to(base);
             }
+            spend(steps, looked, &mut tree);
+            if *steps == 0 {
+                return None;
+            }
         }
         found.sort_unstable();
         found.truncate(width);
@@ -44,13 +50,14 @@ pub(crate) fn beam(problem: &Problem, budget: u64, width: usize, steps: &mut u64
         for (_, _, node, v) in found {
             tree.visit(node);
             tree.state.run(v as usize);
-            close(&mut tree.state, budget);
+            let looked = close(&mut tree.state, budget);
+            spend(steps, looked, &mut tree);
             layer.push(tree.add());
         }
     }
     None
 }
 
-fn spend(steps: &mut u64, used: u64) {
-    *steps = steps.saturating_sub(used + 1);
+fn spend(steps: &mut u64, looked: u64, tree: &mut Tree<'_>) {
+    *steps = steps.saturating_sub(looked + MOVE * std::mem::take(&mut tree.state.moves));
 }

@@ -22,7 +22,7 @@ pub(crate) fn close(state: &mut State<'_>, budget: u64) -> u64 {
         at = if at >= state.ready.len() { 0 } else { at };
         let v = state.ready[at] as usize;
         steps += 1;
-        if state.needs(v) <= budget && chain(state, v, budget, &mut steps) {
+        if state.needs(v) <= budget && chain(state, v, budget) {
             misses = 0;
         } else {
             misses += 1;
@@ -33,7 +33,7 @@ pub(crate) fn close(state: &mut State<'_>, budget: u64) -> u64 {
 }
 
 /// Runs a chain from `v` on if there is a safe one; the state is as before if not.
-fn chain(state: &mut State<'_>, v: usize, budget: u64, steps: &mut u64) -> bool {
+fn chain(state: &mut State<'_>, v: usize, budget: u64) -> bool {
     let (start, before) = (state.live, state.log.len());
     let mut last = v;
     state.run(v);
@@ -41,7 +41,6 @@ fn chain(state: &mut State<'_>, v: usize, budget: u64, steps: &mut u64) -> bool 
         let onward = state.problem.successors[last].iter().map(|&next| next as usize);
         let onward = onward.filter(|&next| state.is_ready(next) && state.needs(next) <= budget);
         let best = onward.min_by_key(|&next| (state.after(next), next));
-        *steps += 1;
         match best {
             Some(next) if state.log.len() - before < LONGEST => {
                 state.run(next);

@@ -33,11 +33,14 @@ pub(crate) enum Answer {
     Unknown,
 }
 
+/// What a step of a run costs, compared with a look at a ready operator.
+pub(crate) const MOVE: u64 = 4;
+
 /// How much work may still be done.
 pub(crate) struct Work {
     /// Down-sets that may be reached.
     pub states: u64,
-    /// Looks at operators and at edges of networks.
+    /// Looks at operators and at edges of networks; steps of a run count [`MOVE`].
     pub steps: u64,
 }
 
@@ -63,7 +66,7 @@ pub(crate) fn decide(
     let mut seen = HashSet::new();
     let mut beyond = u64::MAX;
     loop {
-        let mut used = 1 + close(&mut state, budget);
+        let mut used = close(&mut state, budget);
         if state.is_complete() {
             return Answer::Yes(state.log.iter().map(|&v| v as usize).collect());
         }
@@ -78,7 +81,7 @@ pub(crate) fn decide(
                 frames.push(frame(&state, budget, &mut beyond));
             }
         }
-        work.steps = work.steps.saturating_sub(used);
+        work.steps = work.steps.saturating_sub(used + MOVE * std::mem::take(&mut state.moves));
         if seen.len() as u64 > most || work.steps == 0 || work.states == 0 {
             return Answer::Unknown;
         }

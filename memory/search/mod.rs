@@ -131,7 +131,8 @@ fn affordable_cuts<'p>(problem: &'p Problem, order: &[usize], steps: &mut u64) -
 enum Turn {
     /// Exact searches through at most so many down-sets each.
     Plain(u64),
-    /// The same, with cuts: they rule out much where many ways lead to the same end, and cost a hundred times as much.
+    /// The same at the bound, with cuts: they rule out much where many ways lead to the same end, and cost a hundred times
+    /// as much.
     Cuts(u64),
     /// Beam searches of this width.
     Beam(usize),
@@ -140,7 +141,7 @@ enum Turn {
 /// Cheap ones first; each has a third of the work that is left, the last all of it.
 const TURNS: [Turn; 9] = [
     Turn::Plain(2_000),
-    Turn::Cuts(500),
+    Turn::Cuts(1_000),
     Turn::Beam(4),
     Turn::Plain(20_000),
     Turn::Beam(32),
@@ -194,10 +195,13 @@ fn exactly(
                 found.lower_bound_bytes = beyond.min(found.peak_bytes);
                 least = beyond;
             }
+            // With cuts only the bound is worth it: what they rule out is little where budgets are larger.
+            Answer::Unknown if cuts.is_some() => return,
             // A larger budget may still be easy.
             Answer::Unknown => least = budget + 1 + budget / FINE,
         }
-        budget = least + found.peak_bytes.saturating_sub(least + 1) / 2;
+        let halfway = least + found.peak_bytes.saturating_sub(least + 1) / 2;
+        budget = if cuts.is_some() { least } else { halfway };
     }
 }
 

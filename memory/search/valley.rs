@@ -54,10 +54,12 @@ impl Valleys {
             }
             for &b in &op.reads {
                 let buffer = &problem.buffers[b];
-                // Of several readers the first notes what was there before.
+                if self.node[buffer.creator] != SOURCE || state.is_live(b) {
+                    continue;
+                }
+                // It was there before and died since: of its readers since then the first notes it.
                 let first = buffer.readers.iter().find(|&&reader| self.node[reader as usize] != SOURCE);
-                let before = self.node[buffer.creator] == SOURCE;
-                if before && !state.is_live(b) && first == Some(&(v as u32)) {
+                if first == Some(&(v as u32)) {
                     self.hyperedge(SOURCE, buffer.bytes, &buffer.readers);
                 }
             }
