@@ -271,6 +271,24 @@ fn memory_is_the_same_to_the_byte_in_every_run_of_the_command_and_can_be_limited
     );
 }
 
+/// What is counted is what a process takes in ONNX Runtime's own Python package, as the system sees it.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_agrees_with_that_of_a_process_within_two_percent() {
+    let (Some(ort), Some(python)) = (ort(), std::env::var_os("DMOPT_PYTHON")) else { return };
+    let desk = Desk::with_text(&sums(false).replace("[8,64]", "[1024,1024]"));
+    let found =
+        comparison(&desk, &format!("validate m.onnx m.onnx --runs 0 --session tuned --seeds 1 {ort}"));
+    let counted = found.memory.unwrap().reference.peak_bytes;
+    assert_eq!(counted, 9 << 22);
+    let mut script = std::process::Command::new(python);
+    script.arg("scripts/process_memory.py").arg(desk.path("m.onnx")).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let told = String::from_utf8(script.output().unwrap().stdout).unwrap();
+    let resident: f64 = told.trim().split_once(" bytes").unwrap().0.replace(',', "").parse().unwrap();
+    let ratio = resident / counted as f64;
+    assert!((0.98..1.02).contains(&ratio), "{counted} bytes counted, {told}");
+}
+
 #[test]
 fn an_older_version_measures_too_without_telling_scratch_apart() {
     let Some(old) = library("DMOPT_ORT_LIB_OLD") else { return };
@@ -482,7 +500,7 @@ fn the_documented_comparison_is_a_real_one() {
     let Some(ort) = ort() else { return };
     let desk = Desk::with(EXPORT);
     write_wrong(&desk, "blocks.3.sites.1.mixing.a.0");
-    documents("validation.md", &comparison(&desk, &format!("validate m.onnx wrong.onnx {ort}")));
+    documents("validation.md", &comparison(&desk, &format!("validate m.onnx wrong.onnx --runs 100 {ort}")));
 }
 
 /// Paths to all values, with their kinds.
