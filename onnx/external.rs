@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::error::{ExternalError, ImportError, TensorFault};
 use crate::schema::{DataLocation, ModelProto, StringStringEntryProto, TensorProto};
-use crate::{read, tensors, walk, write};
+use crate::{read, scratch, tensors, walk};
 
 /// A range of an external file, as a tensor refers to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -201,7 +201,7 @@ impl Folder {
         }
         let folder = parent(&target);
         fs::create_dir_all(&folder).map_err(failed)?;
-        let mut copy = write::unnamed(&folder).map_err(failed)?;
+        let mut copy = scratch::file(&folder).map_err(failed)?;
         io::copy(&mut File::open(&source).map_err(failed)?, &mut copy).map_err(failed)?;
         copy.as_file().sync_all().map_err(failed)?;
         copy.persist_noclobber(&target).map_err(|error| failed(error.error))?;

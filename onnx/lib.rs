@@ -13,6 +13,7 @@ mod import;
 mod random_models;
 mod read;
 pub mod schema;
+pub mod scratch;
 mod spill;
 mod tensors;
 mod types;

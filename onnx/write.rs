@@ -11,6 +11,7 @@ use prost::Message;
 use crate::error::Error;
 use crate::external::{Brought, Folder, parent};
 use crate::schema::ModelProto;
+use crate::scratch;
 use crate::spill::{self, Spill};
 use crate::walk;
 
@@ -140,7 +141,7 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) 
     let target = target.map_err(Error::io(path, "resolve"))?;
     let folder = parent(&target);
 
-    let mut file = unnamed(&folder).map_err(Error::io(path, "write beside"))?;
+    let mut file = scratch::file(&folder).map_err(Error::io(path, "write beside"))?;
     fill(file.as_file_mut()).map_err(Error::io(path, "write"))?;
     if let Some(kind) = existing {
         file.as_file().set_permissions(kind.permissions()).map_err(Error::io(path, "set permissions of"))?;
@@ -150,17 +151,6 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) 
     // The rename itself reaches the disk with the folder; where folders cannot be flushed, it does so later.
     let _ = fs::File::open(&folder).and_then(|folder| folder.sync_all());
     Ok(())
-}
-
-/// A temporary file in a folder, with the permissions that the process gives to new files.
-pub(crate) fn unnamed(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".dmopt-");
-    #[cfg(unix)]
-    let new_file = std::os::unix::fs::PermissionsExt::from_mode(0o666); // The process's mask applies.
-    #[cfg(unix)]
-    builder.permissions(new_file);
-    builder.tempfile_in(folder)
 }
 
 /// The encoded model as pieces to be written one after the other. Raw bytes from [`SPLICE`] on are pieces of their

@@ -157,10 +157,11 @@ impl Staged {
             }
             _ => (std::env::temp_dir(), "model.onnx".into()),
         };
-        let folder = tempfile::Builder::new()
-            .prefix(".dmopt-")
-            .tempdir_in(&place)
-            .map_err(|cause| Error::Io { path: place, action: "write to", cause })?;
+        let folder = onnx::scratch::folder(&place).map_err(|cause| Error::Io {
+            path: place,
+            action: "write to",
+            cause,
+        })?;
         let model = folder.path().join(name);
         // A stream has no place for a second file, so its limit has to show before the work of proving.
         if let Target::Stream { name, .. } = target {

@@ -427,6 +427,24 @@ fn an_output_that_is_a_link_stays_one() {
     assert!(onnx::load(&desk.path("real.onnx")).is_ok());
 }
 
+#[test]
+#[cfg(unix)]
+fn a_process_that_is_told_to_stop_leaves_nothing_behind() {
+    let desk = Desk::with(EXPORT);
+    // Writing to a pipe that nobody reads waits, while the candidate lies in the folder for temporary files.
+    assert!(Command::new("mkfifo").arg(desk.path("pipe")).status().unwrap().success());
+    let mut command = desk.command("optimize m.onnx pipe -q");
+    let mut child = command.env("TMPDIR", desk.0.path()).stderr(Stdio::null()).spawn().unwrap();
+    let staged = || desk.files().iter().any(|name| name.starts_with(".dmopt-"));
+    while !staged() {
+        assert_eq!(child.try_wait().unwrap(), None, "it must wait for a reader");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(desk.files(), ["m.onnx", "pipe"]);
+}
+
 /// A folder `a` with a model `m.onnx` whose weight is in `weights.bin`.
 fn external() -> Desk {
     let desk = Desk::new();
