@@ -116,7 +116,7 @@ impl Window {
 }
 
 /// `[N, C, d..], [M, C/groups, k..] -> [N, M, places..]`; the kernel is the operand `weight`.
-fn conv(call: &Call<'_>, weight: usize, dtype: Option<DType>) -> Option<TensorType> {
+pub(super) fn conv(call: &Call<'_>, weight: usize, dtype: Option<DType>) -> Option<TensorType> {
     let dtype = dtype?;
     let (data, weight) = (call.shape(0), call.shape(weight));
     let Some(rank) = data.or(weight).map(<[Dim]>::len) else { return Some(tensor(dtype, None)) };

@@ -90,7 +90,7 @@ pub(super) const RULES: Rules = &[
 ];
 
 /// The type of the first operand.
-fn same(call: &Call<'_>) -> Option<TensorType> {
+pub(super) fn same(call: &Call<'_>) -> Option<TensorType> {
     call.tensor(0).cloned()
 }
 

@@ -8,6 +8,7 @@
 //! One file for each family of operators: a table of names and rules, and the rules. `values` computes what
 //! integer arithmetic on shapes yields, as far as shapes are known; `graph` walks a graph in order.
 
+mod contrib;
 mod control;
 mod conv;
 mod elementwise;
@@ -113,10 +114,15 @@ impl<'a> Call<'a> {
     fn rule(&self) -> Option<&'static Rule> {
         // Within a function, an attribute may be the caller's to give.
         let open = |a: &crate::Attribute| matches!(a.value, AttributeValue::Reference { .. });
-        if !self.op.is_standard() || self.opset < 1 || self.op.attributes.iter().any(open) {
+        if self.opset < 1 || self.op.attributes.iter().any(open) {
             return None;
         }
-        RULES.get(self.op.op_type.as_str()).copied()
+        let name = self.op.op_type.as_str();
+        match self.op.domain.as_str() {
+            "com.microsoft" => contrib::RULES.iter().find(|(known, _)| *known == name).map(|(_, rule)| rule),
+            _ if self.op.is_standard() => RULES.get(name).copied(),
+            _ => None,
+        }
     }
 
     /// True when the operand at this position is not left out.

@@ -13,7 +13,7 @@
 //!   the second round, two from the third on. Inputs and outputs along another axis than the first are turned into
 //!   copies.
 
-use dmopt_ir::{Def, Op, OpId, ValueId};
+use dmopt_ir::{AttributeValue, Graph, Op, OpId, ValueId};
 
 use super::frame::{Frame, Run, bytes};
 use super::scratch::Scratch;
@@ -38,14 +38,7 @@ impl Frame<'_> {
     }
 
     fn branch(&self, op: &Op, bodies: &[Frame<'_>], run: Run, taken: Taken<'_>) -> Scratch {
-        let names = op.attributes.iter().filter(|a| matches!(a.value, dmopt_ir::AttributeValue::Graph(_)));
-        let known = self.truth(op.input(0));
-        let peaks = bodies.iter().zip(names).filter(|(_, attribute)| match known {
-            Some(true) => attribute.name == "then_branch",
-            Some(false) => attribute.name == "else_branch",
-            None => true,
-        });
-        let peak = peaks.map(|(body, _)| {
+        let peak = branches(self.graph, op, bodies).into_iter().map(|body| {
             let outputs = body.graph.outputs().iter().enumerate().filter(|(slot, _)| taken(*slot));
             let (first, then): (Vec<_>, Vec<_>) = outputs.partition(|(_, value)| body.is_declared(**value));
             let first: u64 = first.iter().filter_map(|(_, value)| bytes(body.graph, **value)).sum();
@@ -64,7 +57,7 @@ impl Frame<'_> {
         // Number and condition; a condition that a round makes anew replaces the first one.
         let first = 9;
         let later = if kept.first().is_some_and(|value| made(value) > 0) { 8 } else { 9 };
-        let rounds = match self.truth(op.input(1)) {
+        let rounds = match truth(self.graph, op.input(1)) {
             Some(false) => 0,
             _ => self.round_count(op, body, carried),
         };
@@ -88,9 +81,12 @@ impl Frame<'_> {
     }
 
     fn round_count(&self, op: &Op, body: &Frame<'_>, carried: usize) -> u64 {
-        if let Some(count) = self.integer(op.input(0)) {
-            let stops =
-                body.graph.outputs().first().is_some_and(|&value| body.truth(Some(value)) == Some(false));
+        if let Some(count) = integer(self.graph, op.input(0)) {
+            let stops = body
+                .graph
+                .outputs()
+                .first()
+                .is_some_and(|&value| truth(body.graph, Some(value)) == Some(false));
             return u64::try_from(count).unwrap_or(0).min(if stops { 1 } else { u64::MAX });
         }
         let collected = op.outputs.iter().skip(carried).flatten();
@@ -140,16 +136,40 @@ impl Frame<'_> {
     fn is_declared(&self, value: ValueId) -> bool {
         self.planned.tensor_type(value).is_some_and(|ty| ty.dims().is_some())
     }
+}
 
-    fn integer(&self, value: Option<ValueId>) -> Option<i64> {
-        let tensor = self.graph.constant(value?)?;
-        tensor.to_i64().ok()?.first().copied()
-    }
+/// The branches that may run: one where the condition is constant.
+fn branches<'b, 'g>(graph: &Graph, op: &Op, bodies: &'b [Frame<'g>]) -> Vec<&'b Frame<'g>> {
+    let known = truth(graph, op.input(0));
+    let names = op.attributes.iter().filter(|a| matches!(a.value, AttributeValue::Graph(_)));
+    let may_run = |name: &str| match known {
+        Some(true) => name == "then_branch",
+        Some(false) => name == "else_branch",
+        None => true,
+    };
+    bodies.iter().zip(names).filter(|(_, attribute)| may_run(&attribute.name)).map(|(body, _)| body).collect()
+}
 
-    fn truth(&self, value: Option<ValueId>) -> Option<bool> {
-        if let Def::Captured { .. } = self.graph.value(value?).def {
-            return None;
-        }
-        self.integer(value).map(|n| n != 0)
+/// The results of an operator with bodies in the order in which they are allocated.
+pub(super) fn allocated(graph: &Graph, op: &Op, bodies: &[Frame<'_>]) -> Vec<ValueId> {
+    let mut results: Vec<(usize, ValueId)> =
+        op.outputs.iter().enumerate().filter_map(|(slot, value)| Some((slot, (*value)?))).collect();
+    if op.is("If")
+        && let Some(body) = branches(graph, op, bodies).first()
+    {
+        // Those of declared size first, the others as the branch computes them.
+        results.sort_by_key(|(slot, _)| match body.graph.outputs().get(*slot) {
+            Some(&output) if !body.is_declared(output) => (1, body.place(output).unwrap_or(0)),
+            _ => (0, *slot),
+        });
     }
+    results.into_iter().map(|(_, value)| value).collect()
+}
+
+fn integer(graph: &Graph, value: Option<ValueId>) -> Option<i64> {
+    graph.constant(value?)?.to_i64().ok()?.first().copied()
+}
+
+fn truth(graph: &Graph, value: Option<ValueId>) -> Option<bool> {
+    integer(graph, value).map(|n| n != 0)
 }

@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 
-use dmopt_ir::{Def, Graph, OpId, ValueId};
+use dmopt_ir::{Def, Graph, Op, OpId, ValueId};
 
+use super::control::allocated;
+use super::known::{Known, shapes};
 use super::pattern::Block;
 use super::reuse::{Buffers, Origin};
 use super::scratch::Scratch;
@@ -51,15 +53,18 @@ pub(super) struct At {
 pub(super) type Counted<'c> = &'c dyn Fn(ValueId) -> bool;
 
 impl<'g> Frame<'g> {
-    /// Plans a graph whose operators are executed in this order. `parent` is the type of the operator whose body it is.
+    /// Plans a graph whose operators are executed in this order. `around` is the operator whose body it is, and the
+    /// shapes known in that one's graph.
     pub fn new(
         planned: &'g Graph,
         graph: &'g Graph,
         order: Vec<OpId>,
         settings: &Settings,
-        parent: Option<&str>,
+        around: Option<(&Op, &Known)>,
     ) -> Result<Frame<'g>, Unknown> {
-        let assigned = Buffers::assign(planned, &order, settings.kernels, parent);
+        let known = shapes(planned, around.map_or(&[], |(_, known)| known));
+        let in_loop = around.is_some_and(|(op, _)| op.is("Loop"));
+        let assigned = Buffers::assign(planned, &order, settings.kernels, &known, in_loop);
         let (mut scratch, mut bodies, mut unknown) = (Vec::new(), HashMap::new(), Vec::new());
         let mut name = |value: ValueId| {
             let name = &graph.value(value).name;
@@ -67,18 +72,17 @@ impl<'g> Frame<'g> {
                 unknown.push(name.clone());
             }
         };
-        let (buffers, place) = lay_out(graph, &order, &assigned, &mut name);
         let mut inner = Vec::new();
         for (step, &id) in order.iter().enumerate() {
+            let op = graph.op(id);
             scratch.push(settings.kernels.scratch_parts(graph, id).unwrap_or_else(|| {
-                graph.op(id).operands().filter(|&v| bytes(graph, v).is_none()).for_each(&mut name);
+                op.operands().filter(|&v| bytes(graph, v).is_none()).for_each(&mut name);
                 Scratch::default()
             }));
-            let op = graph.op(id);
             let pairs = planned.op(id).bodies().zip(op.bodies());
             let frames = pairs.map(|(planned, graph)| {
                 let order = execution_order(planned, settings.order)?;
-                Frame::new(planned, graph, order, settings, Some(&op.op_type))
+                Frame::new(planned, graph, order, settings, Some((op, &known)))
             });
             match frames.collect::<Result<Vec<_>, _>>() {
                 Ok(frames) if frames.is_empty() => {}
@@ -87,6 +91,7 @@ impl<'g> Frame<'g> {
                 Err(cycle) => return Err(cycle),
             }
         }
+        let (buffers, place) = lay_out(graph, &order, &assigned, &bodies, &mut name);
         unknown.extend(inner);
         if !unknown.is_empty() {
             return Err(Unknown::Sizes(unknown));
@@ -98,6 +103,11 @@ impl<'g> Frame<'g> {
     /// Bytes of the block that later runs allocate.
     pub fn block_bytes(&self) -> u64 {
         self.block_bytes
+    }
+
+    /// The place of a value's buffer in the order of allocation, if it is not from outside.
+    pub fn place(&self, value: ValueId) -> Option<usize> {
+        self.place[value.index()]
     }
 
     /// The buffer of a value, if it is not from outside.
@@ -156,6 +166,7 @@ fn lay_out(
     graph: &Graph,
     order: &[OpId],
     assigned: &Buffers,
+    bodies: &HashMap<usize, Vec<Frame<'_>>>,
     unknown: &mut dyn FnMut(ValueId),
 ) -> (Vec<Buffer>, Vec<Option<usize>>) {
     let mut step_of = vec![0usize; graph.op_bound()];
@@ -181,7 +192,12 @@ fn lay_out(
         }
     }
     for (step, &id) in order.iter().enumerate() {
-        for value in graph.op(id).results() {
+        let op = graph.op(id);
+        let results = match bodies.get(&step) {
+            Some(bodies) => allocated(graph, op, bodies),
+            None => op.results().collect(),
+        };
+        for value in results {
             let (owner, origin) = (assigned.owner(value), assigned.origin(value));
             if origin == Origin::Outside {
                 continue;

@@ -9,8 +9,10 @@
 //!
 //! What is not counted, as in the [ideal model](crate::liveness): weights, and inputs, which belong to the caller.
 
+mod captures;
 mod control;
 mod frame;
+mod known;
 mod order;
 mod pattern;
 mod reuse;

@@ -22,8 +22,9 @@
 
 use std::collections::HashMap;
 
-use dmopt_ir::{DType, Def, Dim, Graph, OpId, ValueId};
+use dmopt_ir::{Def, Dim, Graph, OpId, Shape, ValueId};
 
+use super::captures::implicit_inputs;
 use crate::Kernels;
 
 /// Whose memory a buffer is.
@@ -55,16 +56,23 @@ impl Buffers {
         self.origin[self.owner(value).index()]
     }
 
-    /// Assigns buffers for this order of execution. `parent` is the type of the operator whose body the graph is.
-    pub fn assign(graph: &Graph, order: &[OpId], kernels: Kernels, parent: Option<&str>) -> Buffers {
-        let mut state = State::new(graph);
+    /// Assigns buffers for this order of execution. `known` has the shapes of values, as far as they are
+    /// known; `in_loop` tells that the graph is the body of a `Loop`.
+    pub fn assign(
+        graph: &Graph,
+        order: &[OpId],
+        kernels: Kernels,
+        known: &[Option<Shape>],
+        in_loop: bool,
+    ) -> Buffers {
+        let mut state = State::new(graph, known);
         let carries = |id: OpId| {
             // The number of the round changes in place, so that alone is copied.
             let op = graph.op(id);
             let number = graph.inputs().first().copied();
             let read = op.input(0).filter(|&x| op.is("Identity") && Some(x) != number)?;
             let is_given = matches!(graph.value(read).def, Def::Input { .. } | Def::Captured { .. });
-            (parent == Some("Loop") && is_given).then_some(read)
+            (in_loop && is_given).then_some(read)
         };
         for &id in order {
             let op = graph.op(id);
@@ -82,7 +90,7 @@ impl Buffers {
                     None => state.buffers.origin[value.index()] = Origin::Inside,
                 }
             }
-            let read = op.operands().chain(op.captures.iter().copied());
+            let read = op.operands().chain(implicit_inputs(op));
             read.chain(op.results()).for_each(|value| state.used(value));
         }
         state.buffers
@@ -103,7 +111,7 @@ struct State<'g> {
 }
 
 impl<'g> State<'g> {
-    fn new(graph: &'g Graph) -> State<'g> {
+    fn new(graph: &'g Graph, known: &[Option<Shape>]) -> State<'g> {
         let bound = graph.value_bound();
         let mut state = State {
             graph,
@@ -112,13 +120,14 @@ impl<'g> State<'g> {
             class: vec![None; bound],
             free: HashMap::new(),
         };
-        let mut classes: HashMap<(u32, &'g [Dim]), Class> = HashMap::new();
+        let mut classes: HashMap<(u32, &[Dim]), Class> = HashMap::new();
         let mut owner = vec![None; bound];
         for value in graph.values() {
             owner[value.index()] = Some(value);
             state.uses[value.index()] = graph.readers(value) + 1;
             let next = classes.len() as Class;
-            state.class[value.index()] = size(graph, value).map(|key| *classes.entry(key).or_insert(next));
+            state.class[value.index()] =
+                size(graph, value, known).map(|key| *classes.entry(key).or_insert(next));
         }
         // Values that are not defined have no readers; any owner does.
         let Some(any) = graph.values().next() else { return state };
@@ -166,15 +175,9 @@ impl<'g> State<'g> {
     }
 }
 
-/// Bytes of an element and the dimensions, as far as ONNX Runtime knows them too: expressions that our inference finds
-/// for a dimension have no name there.
-fn size(graph: &Graph, value: ValueId) -> Option<(u32, &[Dim])> {
-    let ty = graph.tensor_type(value)?;
-    let dims = ty.shape.as_deref()?;
-    let is_known = |dim: &Dim| match dim {
-        Dim::Known(_) => true,
-        Dim::Symbol(name) => !name.starts_with('{'),
-        Dim::Unknown => false,
-    };
-    (ty.dtype != DType::String && dims.iter().all(is_known)).then_some((ty.dtype.bits()?.div_ceil(8), dims))
+/// Bytes of an element, and the dimensions where all of them are known.
+fn size<'k>(graph: &Graph, value: ValueId, known: &'k [Option<Shape>]) -> Option<(u32, &'k [Dim])> {
+    let dtype = graph.tensor_type(value)?.dtype;
+    let dims = known[value.index()].as_deref().filter(|dims| !dims.contains(&Dim::Unknown))?;
+    Some((dtype.bits()?.div_ceil(8), dims))
 }
