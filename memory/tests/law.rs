@@ -2,11 +2,12 @@
 //! memory patterns and without, for models in a session of ONNX Runtime whose optimizations are off.
 //!
 //! The library is the one that `DMOPT_ORT_LIB` names; without it, every test here says that it was skipped.
-//! `DMOPT_GRAPHS` is the number of random graphs, 2,000 if it is not set.
+//! `DMOPT_GRAPHS` is the number of random graphs for each order of execution, 2,000 if it is not set.
 
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write as _;
+use std::process::Command;
 
 use arbtest::arbitrary::Unstructured;
 use dmopt_fixtures::prng::Prng;
@@ -14,7 +15,7 @@ use dmopt_fixtures::random::{BATCH, Session};
 use dmopt_fixtures::{Form, Network};
 use dmopt_ir::{Model, Sizes, Storage, TensorType, infer, text};
 use dmopt_memory::Kernels;
-use dmopt_memory::ort::{Plan, Settings, plan};
+use dmopt_memory::ort::{Order, Plan, Settings, plan};
 use dmopt_runtime::inputs::{Rng, random_tensor};
 use dmopt_runtime::ort::{Ep, Level, OnnxRuntime, Settings as SessionSettings};
 use dmopt_runtime::{ModelFile, Named};
@@ -114,11 +115,20 @@ fn shrunk(mut session: Session, differs: &dyn Fn(&Session) -> bool) -> Session {
     }
 }
 
+fn graphs() -> u64 {
+    std::env::var("DMOPT_GRAPHS").map_or(2000, |n| n.parse().unwrap())
+}
+
+/// The model that a seed stands for.
+fn drawn(seed: u64) -> Session {
+    let mut prng = Prng::named(seed, "law");
+    let entropy: Vec<u8> = (0..32 + prng.bits() % 320).map(|_| prng.bits() as u8).collect();
+    Session::arbitrary(&mut Unstructured::new(&entropy)).unwrap()
+}
+
 /// What is wrong with the graph that this seed stands for; the number of its operators, if nothing is.
 fn check(runtime: &OnnxRuntime, settings: &Settings, seed: u64) -> Result<usize, String> {
-    let mut prng = Prng::named(seed, "law");
-    let entropy: Vec<u8> = (0..32 + prng.bits() % 512).map(|_| prng.bits() as u8).collect();
-    let session = Session::arbitrary(&mut Unstructured::new(&entropy)).unwrap();
+    let session = drawn(seed);
     let compare = |session: &Session| difference(runtime, settings, &session.to_string());
     match compare(&session) {
         Ok(None) => Ok(session.operators.len()),
@@ -134,7 +144,7 @@ fn check(runtime: &OnnxRuntime, settings: &Settings, seed: u64) -> Result<usize,
 fn predicted_is_measured_on_random_graphs() {
     let Some(runtime) = runtime() else { return };
     let settings = settings(&runtime);
-    let graphs: u64 = std::env::var("DMOPT_GRAPHS").map_or(2000, |n| n.parse().unwrap());
+    let graphs = graphs();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let results = std::thread::scope(|scope| {
         let part = |first| {
@@ -149,6 +159,39 @@ fn predicted_is_measured_on_random_graphs() {
     });
     let operators = results.unwrap_or_else(|difference| panic!("{difference}"));
     say(&format!("predicted is measured on {graphs} random graphs of {operators} operators"));
+}
+
+/// The other order can be set from Python alone, where the bytes in memory after each operator can be had, too.
+#[test]
+fn predicted_is_measured_in_priority_order() {
+    let (Some(runtime), Some(python)) = (runtime(), std::env::var_os("DMOPT_PYTHON")) else {
+        return say("skipped: a test of ONNX Runtime in Python (DMOPT_PYTHON or DMOPT_ORT_LIB is not set)");
+    };
+    let settings = Settings { order: Order::Priority, ..settings(&runtime) };
+    let folder = tempfile::tempdir().unwrap();
+    let mut expected = Vec::new();
+    for seed in 0..graphs() {
+        let mut session = drawn(seed);
+        // Operators of the main graph have names, those of bodies have none.
+        for (i, operator) in session.operators.iter_mut().enumerate() {
+            *operator = format!("[main{i}] {operator}");
+        }
+        let model = model(&session.to_string()).unwrap();
+        let plan = plan(&model.graph, &settings).unwrap();
+        let steps = plan.first_run.steps.iter();
+        let steps: Vec<String> =
+            steps.map(|step| format!("[{:?}, {}]", model.graph.op(step.op).name, step.live_bytes)).collect();
+        let proto = dmopt_onnx::export(&model, &Default::default()).unwrap();
+        std::fs::write(folder.path().join(format!("{seed}.onnx")), dmopt_onnx::encode(&proto).concat())
+            .unwrap();
+        expected.push(format!("\"{seed}.onnx\": [{}]", steps.join(", ")));
+    }
+    std::fs::write(folder.path().join("expected.json"), format!("{{{}}}", expected.join(",\n"))).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/priority_order.py");
+    let output = Command::new(python).arg(script).arg(folder.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    say(text.trim_end());
 }
 
 /// Models that once showed a difference, or would if a rule were left out.
