@@ -13,6 +13,7 @@
 //! [`optimize()`] is read, [`rewrite`], export, [`place`], report. Each step can be had alone, and each crate below
 //! is re-exported under its short name.
 
+mod choose;
 mod doctor;
 mod error;
 mod facts;
@@ -28,6 +29,7 @@ mod tolerance;
 pub mod units;
 pub mod validation;
 
+use choose::Candidate;
 use dmopt_ir::{Model, Safety, Sizes};
 use dmopt_passes::Outcome;
 use proof::Side;
@@ -79,6 +81,25 @@ pub struct Options<'a> {
     pub progress: Option<&'a dyn Fn(Stage<'_>)>,
 }
 
+impl Options<'_> {
+    /// The same with other choices about order, and nobody told.
+    fn with(&self, anchors: Anchors, skip: Vec<String>) -> Options<'static> {
+        Options {
+            passes: self.passes.clone(),
+            skip,
+            exact: self.exact,
+            stop_after: self.stop_after,
+            verify: self.verify,
+            sizes: self.sizes.clone(),
+            seed: self.seed,
+            anchors,
+            validate: self.validate,
+            runtimes: self.runtimes.clone(),
+            progress: None,
+        }
+    }
+}
+
 /// Whether the result has to prove itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Validate {
@@ -103,6 +124,8 @@ pub enum Stage<'a> {
         /// How often the pipeline has begun, this time included.
         round: usize,
     },
+    /// Measuring what the result needs in ONNX Runtime, to choose between arrangements of its operators.
+    Measure,
     /// Writing the result.
     Write,
     /// Running original and result on the same inputs.
@@ -139,21 +162,27 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
 
     let mut model = original.clone();
     let outcome = rewrite(&mut model, source, options)?;
+    let mut check = runtime::Options {
+        seed: options.seed,
+        pins: runtime::inputs::Pins {
+            dims: options.sizes.dims.clone(),
+            shapes: options.sizes.shapes.clone(),
+        },
+        ..runtime::Options::default()
+    };
+    let mut candidate = Candidate { model, outcome, measured: Vec::new() };
+    if let Some(ort) = found.as_ref().and_then(|found| found.ort.as_deref()) {
+        say(Stage::Measure);
+        candidate = choose::lightest(ort, source, &original, candidate, options, &check)?;
+    }
+    let Candidate { model, outcome, measured } = candidate;
+    check.tolerance = tolerance::of(&original, &outcome);
 
     say(Stage::Write);
     // Types that were inferred on the way are no reason to write another file than came in.
     let untouched = outcome.safety.is_none().then(|| source.model()).transpose()?;
     let candidate = onnx::export(untouched.as_ref().unwrap_or(&model), &onnx::ExportOptions::default())
         .map_err(|cause| Error::Export { file: source.name.clone(), cause })?;
-    let check = runtime::Options {
-        seed: options.seed,
-        pins: runtime::inputs::Pins {
-            dims: options.sizes.dims.clone(),
-            shapes: options.sizes.shapes.clone(),
-        },
-        tolerance: tolerance::of(&original, &outcome),
-        ..runtime::Options::default()
-    };
     let original_file = source.file();
     let prove = found.as_ref().map(|found| {
         |result: &runtime::ModelFile| {
@@ -166,7 +195,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     });
     let prove = prove.as_ref().map(|prove| prove as &Prove<'_>);
     let placed = place(candidate, source, target, prove, options.validate == Validate::Required)?;
-    let report = Report::new(source, &original, &model, &outcome, &placed, &open);
+    let report = Report::new(source, &original, &model, &outcome, &placed, &open, measured);
     match placed.verdict {
         Verdict::InPlace => Ok(Optimized { report, model }),
         Verdict::Rejected { kept } => Err(Error::OutputsDiffer { report: Box::new(report), kept }),

@@ -35,6 +35,9 @@ pub struct Report {
     pub peak: Peak,
     /// The order of operators, for each graph whose sizes are known.
     pub schedules: Vec<Schedule>,
+    /// The arrangements of operators that were measured before one was chosen, the lightest; empty where there was no
+    /// choice.
+    pub arrangements: Vec<Arrangement>,
     /// Whether outputs are the same: the runtime that decides, the first that failed or else the first that passed.
     pub validation: Validation,
     /// The same of every runtime that was asked.
@@ -141,6 +144,15 @@ pub struct Predicted {
     pub reason: Option<String>,
 }
 
+/// One way to arrange the operators of the result, and what it took.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Arrangement {
+    /// How they stand in the file.
+    pub operators: String,
+    /// Measured peak in bytes, in the session that `peak.measured` names.
+    pub bytes: u64,
+}
+
 /// The order of one graph of the result: the main graph or a body.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Schedule {
@@ -232,6 +244,7 @@ impl Report {
         outcome: &Outcome,
         placed: &Placed,
         open: &OpenSizes,
+        arrangements: Vec<Arrangement>,
     ) -> Report {
         let file = |path, file_bytes, model| {
             let Facts { nodes, parameters, initializer_bytes } = Facts::of(model);
@@ -253,6 +266,7 @@ impl Report {
                 measured_reason: measured.err().cloned(),
             },
             schedules: outcome.schedules.iter().map(Schedule::from).collect(),
+            arrangements,
             validation: Validation::new(decided),
             validations: proof
                 .iter()

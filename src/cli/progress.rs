@@ -47,7 +47,9 @@ impl Progress {
                 match stage {
                     Stage::Pass { name, .. } => bar.set_position(place(name).unwrap_or(0) as u64),
                     Stage::Read => bar.set_position(0),
-                    Stage::Write | Stage::Validate => bar.set_position(bar.length().unwrap_or(0)),
+                    Stage::Measure | Stage::Write | Stage::Validate => {
+                        bar.set_position(bar.length().unwrap_or(0))
+                    }
                 }
                 bar.set_message(describe(stage));
             }
@@ -74,6 +76,7 @@ fn describe(stage: Stage<'_>) -> String {
     match stage {
         Stage::Read => "reading".to_string(),
         Stage::Pass { name, round } => format!("round {round}: {name}"),
+        Stage::Measure => "measuring".to_string(),
         Stage::Write => "writing".to_string(),
         Stage::Validate => "validating".to_string(),
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use dmopt::Report;
-use dmopt::report::{Measured, Pass, Peak, Predicted, Schedule, Validation, ValidationStatus};
+use dmopt::report::{Arrangement, Measured, Pass, Peak, Predicted, Schedule, Validation, ValidationStatus};
 
 use super::units::{bytes, count, plural};
 
@@ -45,7 +45,7 @@ pub fn render(report: &Report, all: bool) -> String {
         "measured peak",
         bytes_of(|m| m.before_bytes),
         bytes_of(|m| m.after_bytes),
-        measured_by(&report.peak),
+        measured_by(&report.peak) + &chosen_from(report),
     );
     for (i, found) in validations(report).iter().enumerate() {
         let _ = writeln!(text, "{:<18}{}", if i == 0 { "validation" } else { "" }, verdict(found));
@@ -56,6 +56,7 @@ pub fn render(report: &Report, all: bool) -> String {
     if all {
         passes(&mut text, report);
         sites(&mut text, report);
+        arrangements(&mut text, report);
     }
     refusals(&mut text, report, all);
     text
@@ -84,6 +85,14 @@ fn measured_by(peak: &Peak) -> String {
             format!("{}{runtime}, {ep}, {session} session", change(*before_bytes, *after_bytes))
         }
         None => format!("not measured: {}", peak.measured_reason.as_deref().unwrap_or_default()),
+    }
+}
+
+/// How many arrangements there were to choose from.
+fn chosen_from(report: &Report) -> String {
+    match report.arrangements.len() {
+        0 | 1 => String::new(),
+        n => format!(", the lightest of {n} arrangements"),
     }
 }
 
@@ -145,6 +154,16 @@ fn passes(text: &mut String, report: &Report) {
             n => format!(", {n} refused"),
         };
         let _ = writeln!(text, "  {name:<24}{safety:<14}{}{refused}", plural(*rewrites as usize, "rewrite"));
+    }
+}
+
+fn arrangements(text: &mut String, report: &Report) {
+    if report.arrangements.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\n{HEAD}arrangements measured{HEAD:#}");
+    for Arrangement { operators, bytes: peak } in &report.arrangements {
+        let _ = writeln!(text, "  {:>10}  operators {operators}", bytes(*peak));
     }
 }
 

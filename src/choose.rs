@@ -1,0 +1,98 @@
+//! Which of several files with the same operators needs least in the session that will serve it.
+//!
+//! A session that may optimize replaces operators by fused ones, which get other numbers, so the order that it executes
+//! does not follow from the file alone. Where ONNX Runtime is there, it is asked: if the file with order anchors does
+//! not come down to the predicted peak, the other ways to arrange the same operators are measured as well, and the
+//! lightest is taken.
+
+use bytes::Bytes;
+use dmopt_ir::Model;
+use dmopt_passes::{Anchors, Outcome};
+use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
+
+use crate::report::Arrangement;
+use crate::{Error, Options, Source, onnx, rewrite};
+
+/// A rewritten model, and what was done to it.
+pub(crate) struct Candidate {
+    pub model: Model,
+    pub outcome: Outcome,
+    /// What was measured on the way here; empty if there was nothing to choose.
+    pub measured: Vec<Arrangement>,
+}
+
+/// Files beyond this are not measured in several arrangements: each is in memory as a whole then.
+const MAX_BYTES: usize = 1 << 30;
+
+/// A measured peak is as predicted if it is not above it by more than one part in this many.
+const AS_PREDICTED: u64 = 50;
+
+/// The other ways to arrange operators: the name in reports, the passes left out, and what steers.
+const OTHERS: [(&str, &[&str], Anchors); 2] = [
+    ("numbered for onnxruntime", &[], Anchors::Never),
+    ("as they came", &["schedule-for-memory", "order-anchors"], Anchors::Auto),
+];
+
+/// Takes `first`, or another arrangement of the same operators that needs less in a session of this runtime.
+///
+/// # Errors
+/// A pass failed.
+pub(crate) fn lightest(
+    ort: &dyn Backend,
+    source: &Source,
+    original: &Model,
+    first: Candidate,
+    options: &Options<'_>,
+    check: &runtime::Options,
+) -> Result<Candidate, Error> {
+    let moved = first.outcome.passes.iter().any(|p| OTHERS[1].1.contains(&p.name) && p.rewrites > 0);
+    let Some(predicted) = first.outcome.schedules.first().map(|schedule| schedule.after_bytes) else {
+        return Ok(first);
+    };
+    if !moved || options.anchors == Anchors::Never {
+        return Ok(first);
+    }
+    let measure = |model: &Model| peak(ort, source, model, check);
+    let Ok(bytes) = measure(&first.model) else { return Ok(first) };
+    let mut measured = vec![Arrangement { operators: "in the order found".to_string(), bytes }];
+    let mut best = first;
+    let mut least = bytes;
+    if bytes.saturating_sub(predicted) > predicted / AS_PREDICTED {
+        for (name, skipped, anchors) in OTHERS {
+            let mut skip = options.skip.clone();
+            skip.extend(skipped.iter().map(|name| name.to_string()));
+            let mut model = original.clone();
+            let outcome = rewrite(&mut model, source, &options.with(anchors, skip))?;
+            let Ok(bytes) = measure(&model) else { continue };
+            measured.push(Arrangement { operators: name.to_string(), bytes });
+            if bytes < least {
+                (least, best) = (bytes, Candidate { model, outcome, measured: Vec::new() });
+            }
+        }
+    }
+    Ok(Candidate { measured, ..best })
+}
+
+/// The measured peak of a model, in bytes.
+///
+/// # Errors
+/// It is too large, or does not load or run.
+fn peak(
+    ort: &dyn Backend,
+    source: &Source,
+    model: &Model,
+    check: &runtime::Options,
+) -> Result<u64, RuntimeError> {
+    let not_measured = |reason: String| RuntimeError::Unsupported { runtime: ort.name(), reason };
+    let proto = onnx::export(model, &onnx::ExportOptions::default())
+        .map_err(|cause| not_measured(cause.to_string()))?;
+    let parts: Vec<Bytes> = onnx::encode(&proto);
+    if parts.iter().map(Bytes::len).sum::<usize>() > MAX_BYTES {
+        return Err(not_measured("the model is too large".to_string()));
+    }
+    let file = ModelFile { bytes: parts.concat().into(), folder: Some(source.folder.clone()) };
+    let interface = ort.load(&file)?.interface().clone();
+    let sizes = runtime::inputs::assignments(&interface, &check.pins)?.into_iter().next().unwrap_or_default();
+    let inputs: Vec<Named> = check.inputs(&interface, &sizes, check.seed)?;
+    Ok(ort.memory(&file, &inputs)?.peak().bytes)
+}
