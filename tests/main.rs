@@ -9,5 +9,6 @@ mod exports;
 mod forms;
 mod memory;
 mod properties;
+mod schedule;
 mod timeline;
 mod validation;

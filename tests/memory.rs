@@ -1,7 +1,7 @@
 //! `dmopt memory` as people and scripts use it. That its figures are those of ONNX Runtime is tested in `memory/`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arbtest::arbtest;
 use bytes::Bytes;
@@ -293,23 +293,30 @@ fn the_documented_example_is_a_real_one() {
     assert_eq!(example, real);
 }
 
+/// The library under test, or `None` with a line that says so.
+#[cfg(feature = "ort")]
+pub fn library() -> Option<PathBuf> {
+    use std::io::Write as _;
+
+    let library = std::env::var_os("DMOPT_ORT_LIB");
+    if library.is_none() {
+        // Around the capture of the test harness: what is skipped has to show.
+        let _ =
+            writeln!(std::io::stderr(), "skipped: predicted and measured (DMOPT_ORT_LIB names no library)");
+    }
+    library.map(PathBuf::from)
+}
+
 /// What the command says is what a session takes: the first run and later ones, with memory patterns and without.
 #[cfg(feature = "ort")]
 #[test]
 fn predicted_bytes_are_measured_bytes() {
-    use std::io::Write as _;
-
     use dmopt::runtime::inputs::{Pins, random_inputs};
     use dmopt::runtime::ort::OnnxRuntime;
     use dmopt::runtime::{Ep, Level, Session as _, SessionKind, Settings};
 
-    let Some(library) = std::env::var_os("DMOPT_ORT_LIB") else {
-        // Around the capture of the test harness: what is skipped has to show.
-        let _ =
-            writeln!(std::io::stderr(), "skipped: predicted and measured (DMOPT_ORT_LIB names no library)");
-        return;
-    };
-    let runtime = OnnxRuntime::load(Path::new(&library)).unwrap();
+    let Some(library) = library() else { return };
+    let runtime = OnnxRuntime::load(&library).unwrap();
     let sizes = Sizes { dims: [("batch".to_string(), 3)].into(), ..Sizes::default() };
     for (name, sizes) in [(EXPORT, Sizes::default()), (SYMBOLIC, sizes)] {
         let desk = Desk::with(name);

@@ -1,0 +1,128 @@
+//! The order that the passes choose, as ONNX Runtime executes it: what is promised is what is measured.
+
+use dmopt::ir::Sizes;
+use dmopt::memory::ort::{Settings as PlanSettings, plan};
+use dmopt::memory::steer::is_anchor;
+use dmopt::passes::{Anchors, Options, Planning, run};
+use dmopt_fixtures::{Form, Kind, Network};
+use dmopt_onnx::Folder;
+
+use super::cli::{Desk, EXPORT};
+
+/// Only order, no other edit.
+const ORDER: [&str; 2] = ["schedule-for-memory", "order-anchors"];
+
+fn network(streams: usize) -> Network {
+    let size = (64, 80);
+    Network { kind: Kind::DirectMixingConv, form: Form::F13, streams, size, ..Network::default() }
+}
+
+fn import(bytes: Vec<u8>) -> dmopt_ir::Model {
+    dmopt_onnx::parse("network", bytes.into(), Folder::new(".")).unwrap()
+}
+
+fn ordered(streams: usize, anchors: Anchors) -> dmopt_ir::Model {
+    let mut model = import(network(streams).bytes());
+    let options = Options {
+        only: ORDER.map(String::from).to_vec(),
+        planning: Planning { anchors, ..Planning::default() },
+        ..Options::default()
+    };
+    run(&mut model, &options).unwrap();
+    model
+}
+
+fn predicted(model: &dmopt_ir::Model) -> u64 {
+    plan(&model.graph, &PlanSettings::default()).unwrap().first_run.peak_bytes
+}
+
+#[test]
+fn order_alone_more_than_halves_what_an_accumulation_loop_takes() {
+    for streams in [2, 4] {
+        let mut before = import(network(streams).bytes());
+        dmopt_ir::infer::infer_graph(&mut before.graph);
+        let after = ordered(streams, Anchors::Auto);
+        let (before, after) = (predicted(&before), predicted(&after));
+        assert!(2 * after <= before, "{streams} streams: {before} to {after}");
+    }
+}
+
+#[test]
+fn without_anchors_no_operator_is_added() {
+    let before = import(network(2).bytes());
+    let (auto, never) = (ordered(2, Anchors::Auto), ordered(2, Anchors::Never));
+    let anchors =
+        |model: &dmopt_ir::Model| model.graph.ops().filter(|&id| is_anchor(&model.graph, id)).count();
+    assert_eq!(anchors(&never), 0);
+    assert_eq!(never.graph.op_count(), before.graph.op_count());
+    assert!(anchors(&auto) > 0);
+    assert_eq!(auto.graph.op_count(), before.graph.op_count() + anchors(&auto));
+    assert!(
+        predicted(&never) <= {
+            let mut before = before;
+            dmopt_ir::infer::infer_graph(&mut before.graph);
+            predicted(&before)
+        }
+    );
+}
+
+#[test]
+fn the_report_tells_how_good_the_order_is() {
+    let desk = Desk::with(EXPORT);
+    desk.run("optimize m.onnx --no-validate --report r.json").succeeds();
+    let report = desk.report("r.json");
+    let [schedule] = &report.schedules[..] else { panic!("{:?}", report.schedules) };
+    assert!(schedule.lower_bound_bytes <= schedule.after_bytes);
+    assert!(schedule.after_bytes <= schedule.before_bytes);
+    assert_eq!(schedule.optimal, schedule.after_bytes == schedule.lower_bound_bytes);
+    assert!(report.peak.predicted.after_bytes < report.peak.predicted.before_bytes);
+    assert_eq!(report.arrangements, []);
+}
+
+/// A size of 16 or so for a dimension that is not named does not matter: what is written stays open.
+#[test]
+fn sizes_that_were_assumed_do_not_reach_the_file() {
+    let desk = Desk::with(super::cli::SYMBOLIC);
+    desk.run("optimize m.onnx --no-validate").succeeds();
+    let written = dmopt::Source::open(&desk.path("m.opt.onnx")).unwrap().model().unwrap();
+    let input = written.graph.inputs()[0];
+    assert!(written.graph.tensor_type(input).unwrap().to_string().starts_with("float[batch,"));
+}
+
+#[cfg(feature = "ort")]
+#[test]
+fn what_is_promised_for_the_order_is_measured() {
+    use dmopt::runtime::inputs::{Pins, random_inputs};
+    use dmopt::runtime::ort::OnnxRuntime;
+    use dmopt::runtime::{Ep, Level, ModelFile, Session as _, Settings};
+
+    let Some(library) = super::memory::library() else { return };
+    let runtime = OnnxRuntime::load(&library).unwrap();
+    let settings = Settings { memory_pattern: false, arena: false, level: Level::Disabled };
+    for (streams, anchors) in [(2, Anchors::Auto), (3, Anchors::Never), (4, Anchors::Auto)] {
+        let model = ordered(streams, anchors);
+        let proto = dmopt_onnx::export(&model, &Default::default()).unwrap();
+        let file = ModelFile { bytes: dmopt_onnx::encode(&proto).concat().into(), folder: None };
+        let interface = runtime.session(&file, settings, Ep::Cpu).unwrap().interface().clone();
+        let sizes = Sizes::default();
+        let inputs = random_inputs(&interface, &sizes.dims, &Pins::default(), 0).unwrap();
+        let measured = runtime.memory(&file, settings, Ep::Cpu, &inputs).unwrap();
+        assert_eq!(measured.first.bytes, predicted(&model), "{streams} streams, {anchors:?}");
+    }
+}
+
+#[cfg(feature = "ort")]
+#[test]
+fn an_optimizing_session_gets_the_lightest_arrangement_that_was_measured() {
+    let Some(library) = super::memory::library() else { return };
+    let desk = Desk::new();
+    std::fs::write(desk.path("m.onnx"), network(2).bytes()).unwrap();
+    let library = library.display();
+    desk.run(&format!("optimize m.onnx --validate-with ort --ort-lib {library} --report r.json")).succeeds();
+    let report = desk.report("r.json");
+    let measured = report.peak.measured.unwrap();
+    assert!(!report.arrangements.is_empty());
+    let least = report.arrangements.iter().map(|arrangement| arrangement.bytes).min();
+    assert_eq!(least, Some(measured.after_bytes));
+    assert!(measured.after_bytes < measured.before_bytes);
+}
