@@ -41,7 +41,7 @@ impl Frame<'_> {
         let peak = branches(self.graph, op, bodies).into_iter().map(|body| {
             let outputs = body.graph.outputs().iter().enumerate().filter(|(slot, _)| taken(*slot));
             let (first, then): (Vec<_>, Vec<_>) = outputs.partition(|(_, value)| body.is_declared(**value));
-            let first: u64 = first.iter().filter_map(|(_, value)| bytes(body.graph, **value)).sum();
+            let first = total(first.iter().filter_map(|(_, value)| bytes(body.graph, **value)));
             first.saturating_add(body.peak(run, &|value| then.iter().any(|(_, output)| **output == value)))
         });
         Scratch { before: peak.max().unwrap_or(0), beside: 0 }
@@ -52,8 +52,8 @@ impl Frame<'_> {
         let made = |value: &ValueId| body.buffer(*value).map_or(0, |buffer| buffer.bytes);
         let outputs = body.graph.outputs();
         let (kept, collected) = outputs.split_at(outputs.len().min(1 + carried));
-        let kept_bytes: u64 = kept.iter().map(made).sum();
-        let collected_bytes: u64 = collected.iter().map(made).sum();
+        let kept_bytes = total(kept.iter().map(made));
+        let collected_bytes = total(collected.iter().map(made));
         // Number and condition; a condition that a round makes anew replaces the first one.
         let first = 9;
         let later = if kept.first().is_some_and(|value| made(value) > 0) { 8 } else { 9 };
@@ -74,7 +74,7 @@ impl Frame<'_> {
         }
         let beside = match rounds {
             0 => first,
-            1 => first + kept_bytes,
+            1 => kept_bytes.saturating_add(first),
             _ => later.saturating_add(kept_bytes.saturating_mul(2)),
         };
         Scratch { before, beside: beside.saturating_add(collected_bytes.saturating_mul(rounds)) }
@@ -103,23 +103,25 @@ impl Frame<'_> {
         let is_turned = |name: &str, i: usize, rank: usize| ![0, -(rank as i64)].contains(&axis(name, i));
         let rounds = dims(op.input(states)).map_or(0, |dims| {
             let axis = axis("scan_input_axes", 0);
-            let at = if axis < 0 { axis + dims.len() as i64 } else { axis };
+            let at = if axis < 0 { axis.saturating_add(dims.len() as i64) } else { axis };
             usize::try_from(at).ok().and_then(|at| dims.get(at)).copied().unwrap_or(0)
         });
         let rank = |value| dims(value).map_or(0, |dims| dims.len());
-        let carried: u64 = (0..states).map(|i| size(op.input(i))).sum();
-        let mut copies = carried * rounds.saturating_sub(1).min(2);
+        let carried = total((0..states).map(|i| size(op.input(i))));
+        let mut copies = carried.saturating_mul(rounds.saturating_sub(1).min(2));
         for i in 0..scanned {
             let value = op.input(states + i);
-            copies += if is_turned("scan_input_axes", i, rank(value)) { size(value) } else { 0 };
+            if is_turned("scan_input_axes", i, rank(value)) {
+                copies = copies.saturating_add(size(value));
+            }
         }
         let mut results = 0;
         for slot in 0..op.outputs.len() {
             let value = op.output(slot);
             if slot >= states && is_turned("scan_output_axes", slot - states, rank(value)) {
-                copies += size(value);
+                copies = copies.saturating_add(size(value));
             } else if taken(slot) {
-                results += size(value);
+                results = u64::saturating_add(results, size(value));
             }
         }
         let again = if run == Run::Plain { Run::Plain } else { Run::Later };
@@ -164,6 +166,10 @@ pub(super) fn allocated(graph: &Graph, op: &Op, bodies: &[Frame<'_>]) -> Vec<Val
         });
     }
     results.into_iter().map(|(_, value)| value).collect()
+}
+
+fn total(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
 }
 
 fn integer(graph: &Graph, value: Option<ValueId>) -> Option<i64> {

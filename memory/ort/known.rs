@@ -173,7 +173,7 @@ fn scanned(op: &Op, slot: usize, mut shape: Shape, known: &Known) -> Shape {
     let states = op.inputs.len().saturating_sub(inputs);
     let axis = |name: &str, i: usize, rank: usize| {
         let axis = op.ints(name).and_then(|axes| axes.get(i)).copied().unwrap_or(0);
-        usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).unwrap_or(0)
+        usize::try_from(if axis < 0 { axis.saturating_add(rank as i64) } else { axis }).unwrap_or(0)
     };
     let is_known = (0..inputs).any(|i| {
         let read = op.input(states + i).and_then(|value| known[value.index()].as_ref());

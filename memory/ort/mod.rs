@@ -211,6 +211,18 @@ mod tests {
     }
 
     #[test]
+    fn sizes_beyond_the_address_space_do_not_overflow() {
+        let huge = "float[9,9000000000000000]";
+        let ops: String = (0..99).map(|i| format!("a{i} = Abs(x) b{i} = Exp(a{i}) ")).collect();
+        let sum = (0..99).map(|i| format!("b{i}")).collect::<Vec<_>>().join(", ");
+        let text = format!("g ({huge} x) => ({huge} y) {{ {ops} y = Sum({sum}) }}");
+        let mut graph = parse_graph(&text, default_opsets()).unwrap();
+        infer::infer_graph(&mut graph);
+        let plan = planned(&graph);
+        assert_eq!((plan.first_run.peak_bytes, plan.patterned.peak_bytes), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
     fn operators_that_are_in_no_table_are_named() {
         let g = graph("a = odd.Thing(x) y = Relu(x)");
         let error = plan(&g, &Settings::default()).unwrap_err();

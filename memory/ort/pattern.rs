@@ -41,12 +41,12 @@ impl Block {
         }
         if let Some(&(length, offset)) = self.by_length.range((bytes, 0)..).next() {
             self.remove(offset, length);
-            self.insert(offset + bytes, length - bytes);
+            self.insert(offset.saturating_add(bytes), length - bytes);
             return Place { offset, bytes };
         }
         // Behind the last value, where a gap may end the block.
         let offset = match self.gaps.last_key_value() {
-            Some((&offset, &length)) if offset + length == self.bytes => {
+            Some((&offset, &length)) if offset.saturating_add(length) == self.bytes => {
                 self.remove(offset, length);
                 offset
             }
@@ -63,14 +63,14 @@ impl Block {
             return;
         }
         if let Some((&before, &bytes)) = self.gaps.range(..offset).next_back()
-            && before + bytes == offset
+            && before.saturating_add(bytes) == offset
         {
             self.remove(before, bytes);
-            (offset, length) = (before, length + bytes);
+            (offset, length) = (before, length.saturating_add(bytes));
         }
-        if let Some(&bytes) = self.gaps.get(&(offset + length)) {
-            self.remove(offset + length, bytes);
-            length += bytes;
+        if let Some(&bytes) = self.gaps.get(&offset.saturating_add(length)) {
+            self.remove(offset.saturating_add(length), bytes);
+            length = length.saturating_add(bytes);
         }
         self.insert(offset, length);
     }

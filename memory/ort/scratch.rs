@@ -122,13 +122,13 @@ impl Call<'_> {
         if self.op.string("mode") != Some("linear") || x == y || x.len() != y.len() {
             return Some(0);
         }
-        let sum = |axes: &[u64]| axes.iter().sum::<u64>();
+        let sum = |axes: &[u64]| axes.iter().fold(0u64, |sum, &n| sum.saturating_add(n));
         Some(match y.len() {
-            2 => 16 * sum(&y),
-            3 => 24 * sum(&y),
-            4 if x[..2] == y[..2] => 16 * sum(&y[2..]),
-            4 => 16 * sum(&y[1..3]),
-            5 => 24 * sum(&y[2..]),
+            2 => sum(&y).saturating_mul(16),
+            3 => sum(&y).saturating_mul(24),
+            4 if x[..2] == y[..2] => sum(&y[2..]).saturating_mul(16),
+            4 => sum(&y[1..3]).saturating_mul(16),
+            5 => sum(&y[2..]).saturating_mul(24),
             _ => 0,
         })
     }
@@ -138,13 +138,14 @@ impl Call<'_> {
         let x = self.dims(self.op.input(0))?;
         let margin = u64::try_from(self.op.int("size")?).ok()?.saturating_sub(1);
         let image = product(x.get(2..)?);
-        self.bytes(self.op.input(0))?.checked_add(4 * (x.get(1)? + margin) * image)
+        self.bytes(self.op.input(0))?
+            .checked_add(image.checked_mul(x.get(1)?.checked_add(margin)?)?.checked_mul(4)?)
     }
 
     /// The unfolded image of one group (`nn/conv_transpose.cc`).
     fn conv_transpose(&self) -> Option<u64> {
         let (x, w) = (self.dims(self.op.input(0))?, self.dims(self.op.input(1))?);
-        Some(4 * product(w.get(1..)?) * product(x.get(2..)?))
+        product(w.get(1..)?).checked_mul(product(x.get(2..)?))?.checked_mul(4)
     }
 
     /// The working buffer of a convolution (`MlasConvPrepare` in `core/mlas/lib/convolve.cpp`): none where the image
