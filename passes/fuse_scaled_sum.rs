@@ -253,7 +253,7 @@ fn is_reshape(graph: &Graph, op: OpId) -> bool {
 }
 
 /// Operators on whole tensors that an operator stands for.
-fn steps(graph: &Graph, op: OpId) -> usize {
+pub(crate) fn steps(graph: &Graph, op: OpId) -> usize {
     match graph.op(op).op_type.as_str() {
         "Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => 0,
         "Sum" => graph.op(op).inputs.len().saturating_sub(1),
@@ -304,13 +304,18 @@ fn ready(graph: &Graph, term: &Term) -> (u64, Option<OpId>, usize) {
 }
 
 /// What is to stand in the place of a combination.
-struct Replacement {
-    expr: Expr,
+pub(crate) struct Replacement {
+    pub(crate) expr: Expr,
     /// Operators on whole tensors in it.
-    steps: usize,
+    pub(crate) steps: usize,
 }
 
-fn replacement(graph: &Graph, root: OpId, combination: &Combination) -> Result<Replacement, String> {
+/// The chain for a combination whose result `root` computes.
+pub(crate) fn replacement(
+    graph: &Graph,
+    root: OpId,
+    combination: &Combination,
+) -> Result<Replacement, String> {
     let (mut terms, addends) = split(&combination.terms);
     terms.sort_by_cached_key(|t| ready(graph, t));
     let accumulated = accumulate(graph, &combination.ty, &terms, addends)

@@ -12,11 +12,14 @@ use dmopt_ir::{
     verify_model,
 };
 
+mod affine;
 mod common_subexpressions;
 mod dedupe_initializers;
 mod drop_dead;
 mod evaluate;
+mod fold_batch_norm;
 mod fold_constants;
+mod fuse_layer_affine;
 mod fuse_scaled_sum;
 pub mod header;
 mod linear;
@@ -41,6 +44,8 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &dedupe_initializers::DedupeInitializers,
     &common_subexpressions::CommonSubexpressions,
     &fuse_scaled_sum::FuseScaledSum,
+    &fuse_layer_affine::FuseLayerAffine,
+    &fold_batch_norm::FoldBatchNorm,
     &schedule_for_memory::ScheduleForMemory,
     &order_anchors::OrderAnchors,
 ];

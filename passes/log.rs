@@ -96,9 +96,8 @@ impl Log {
                 known.reason = site.reason;
             }
             Some(_) => {}
-            // An accumulation that appears in a later round is what this pass wrote itself.
-            None if self.reordered => {}
-            None if self.rounds > 1 && !site.rewritten && site.reason.is_none() => {}
+            // The model did not come with what appears later, or in another order: passes made it.
+            None if self.rounds > 1 || self.reordered => {}
             None => self.sites.push(site),
         }
     }

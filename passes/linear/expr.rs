@@ -103,6 +103,17 @@ impl Expr {
         }
     }
 
+    /// Operators of this type in the expression.
+    pub fn count(&self, op_type: &str) -> usize {
+        match self {
+            Expr::Value(_) | Expr::Constant(_) | Expr::Rows { .. } => 0,
+            Expr::Op { op_type: own, args, .. } => {
+                usize::from(*own == op_type) + args.iter().map(|a| a.count(op_type)).sum::<usize>()
+            }
+            Expr::Like { args, .. } => args.iter().flatten().map(|a| a.count(op_type)).sum(),
+        }
+    }
+
     /// Writes the expression into a patch: new operators right after their operands, changed ones where they were.
     /// New values are named after `name`. `None` when a scaled initializer cannot be read or does not fit its type.
     pub fn emit(&self, graph: &Graph, patch: &mut Patch, name: &str) -> Option<Operand> {
@@ -114,17 +125,8 @@ impl Expr {
             }
             Expr::Rows { of, by } => {
                 let tensor = graph.constant(*of)?;
-                let smallest = Tensor::smallest_normal(tensor.dtype)?;
-                let (row, largest) =
-                    (tensor.elements()? as usize / by.len().max(1), Tensor::largest(tensor.dtype)?);
-                let unfit = std::cell::Cell::new(false);
-                let scaled = tensor.map_f64(|i, v| {
-                    let scaled = v * by[i / row];
-                    let lost = scaled.abs() < smallest && v.abs() >= smallest && by[i / row] != 0.0;
-                    unfit.set(unfit.get() || (v.is_finite() && (lost || scaled.abs() > largest)));
-                    scaled
-                });
-                let scaled = scaled.ok().filter(|_| !unfit.get())?;
+                let row = tensor.elements()? as usize / by.len().max(1);
+                let scaled = scaled_weight(&tensor, |i| by[i / row])?;
                 patch.constant(&format!("{}_scaled", graph.value(*of).name), scaled)
             }
             Expr::Op { op_type, axis, args } => {
@@ -169,6 +171,21 @@ impl Placement {
         };
         self.ops.iter().copied().filter(late).collect()
     }
+}
+
+/// A weight with each element multiplied. `None` when it cannot be read, when an element comes to lie beyond what the
+/// type holds, or so close to zero that the type drops digits of it.
+pub fn scaled_weight(weight: &Tensor, by: impl Fn(usize) -> f64) -> Option<Tensor> {
+    let (smallest, largest) = (Tensor::smallest_normal(weight.dtype)?, Tensor::largest(weight.dtype)?);
+    let unfit = std::cell::Cell::new(false);
+    let scaled = weight.map_f64(|i, v| {
+        let by = by(i);
+        let scaled = v * by;
+        let lost = scaled.abs() < smallest && v.abs() >= smallest && by != 0.0;
+        unfit.set(unfit.get() || (v.is_finite() && (lost || scaled.is_nan() || scaled.abs() > largest)));
+        scaled
+    });
+    scaled.ok().filter(|_| !unfit.get())
 }
 
 /// The value behind any number of Identity operators.

@@ -153,6 +153,16 @@ impl Combination {
         self.terms = merged;
     }
 
+    /// `scale * combination + shift`, with one of each for every channel. `None` where a coefficient would have to grow.
+    pub fn mapped(&self, scale: &[f64], shift: &[f64]) -> Option<Combination> {
+        let spatial = self.ty.rank()?.checked_sub(2)?;
+        let mut out = self.times(&Factor::constant(channel_array(scale.to_vec(), spatial)))?;
+        let constant = Factor::constant(channel_array(shift.to_vec(), spatial));
+        out.terms.push(Term { x: None, factor: constant, scaled: false });
+        out.merge();
+        Some(out)
+    }
+
     /// All terms with the other sign.
     pub(super) fn negated(mut self) -> Combination {
         for term in &mut self.terms {

@@ -22,6 +22,6 @@ mod factor;
 mod find;
 mod stack;
 
-pub use expr::{Expr, Placement};
+pub use expr::{Expr, Placement, scaled_weight};
 pub use factor::{Array, Computed, Factor};
 pub use find::{Combination, Finder, Form, Term};
