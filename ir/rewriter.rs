@@ -130,6 +130,11 @@ impl NewOp {
         self
     }
 
+    /// A copy leaves out the results that its original leaves out.
+    fn leaves_out(&self, slot: usize) -> bool {
+        matches!(self.op.outputs.get(slot), Some(None))
+    }
+
     /// Chooses the place in the file.
     pub fn at(mut self, position: Position) -> NewOp {
         self.position = position;
@@ -237,6 +242,9 @@ pub enum Refusal {
     /// Training refers to a value by its name, which the edit would take away.
     #[error("training refers to '{0}'")]
     Pinned(String),
+    /// The replacement is a result that its operator leaves out.
+    #[error("'{0}' would be replaced by a result that is left out")]
+    LeftOut(String),
     /// A body hides the replacement behind a value of the same name.
     #[error("'{0}' is hidden within a body by a value of the same name")]
     Shadowed(String),
@@ -382,6 +390,11 @@ impl<'g> Rewriter<'g> {
             types.push(merged.collect());
         }
         for (old, new) in &patch.replacements {
+            if let Operand::New { op, slot } = *new
+                && patch.ops[op].leaves_out(slot)
+            {
+                return Err(Refusal::LeftOut(graph.value(*old).name.clone()));
+            }
             let old_type = graph.value(*old).ty.as_ref();
             if let (Some(old_type), Some(new_type)) =
                 (old_type, type_of(graph, &constant_types, &types, *new))
@@ -543,14 +556,13 @@ impl<'g> Rewriter<'g> {
                     last
                 }
             };
+            let left_out: Vec<bool> = (0..types.len()).map(|slot| new.leaves_out(slot)).collect();
             let hint = new.result_hint.unwrap_or_else(|| {
                 format!("{}_out", if new.op.name.is_empty() { &new.op.op_type } else { &new.op.name })
             });
-            // A copy leaves out the results that its original leaves out.
-            let left_out = |slot: usize| matches!(new.op.outputs.get(slot), Some(None));
             let mut outputs = Vec::with_capacity(types.len());
             for (slot, ty) in types.into_iter().enumerate() {
-                let present = !left_out(slot);
+                let present = !left_out[slot];
                 outputs.push(present.then(|| self.graph.new_value(self.names.fresh(&hint), ty, Def::Dead)));
             }
             let id = self.graph.insert_op(Op { inputs, outputs: outputs.clone(), rank, ..new.op });

@@ -399,3 +399,14 @@ fn operators_may_stand_at_the_end_of_the_file() {
     });
     assert!(text.ends_with("  y = Abs(a)\n  size = Size(y)\n  size_1 = Size(a)\n}\n"), "{text}");
 }
+
+#[test]
+fn a_result_that_is_left_out_replaces_nothing() {
+    let text = "f (float[2] x) => (float[2] y) { \"\", a = my.domain.Two(x) y = Abs(a) }";
+    let mut bench = Bench::new(text);
+    let refusal = bench.refuse(|b, p| {
+        let copy = p.add_op(NewOp::like(&b.graph, b.op("a"), vec![Some(b.value("x").into())]));
+        p.replace_uses(b.value("a"), copy);
+    });
+    assert_eq!(refusal, Refusal::LeftOut("a".into()));
+}
