@@ -49,7 +49,7 @@ use dmopt_ir::{Graph, Names, NewOp, OpId, Patch, Position, Rewriter, Safety};
 use dmopt_memory::steer::{self, ANCHOR};
 
 use crate::planning::{Anchors, Planning};
-use crate::{Context, Pass, order_of};
+use crate::{Context, Miss, Pass, order_of};
 
 /// See the header of this file.
 pub struct OrderAnchors;
@@ -72,9 +72,11 @@ impl Pass for OrderAnchors {
     }
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
-        let Some(patch) = steering(rewriter.graph(), context.planning) else { return };
-        if let Some(&first) = order_of(rewriter.graph()).first() {
-            context.apply(first, Ok(patch), rewriter);
+        let graph = rewriter.graph();
+        let Some(&first) = order_of(graph).first() else { return };
+        match steering(graph, context.planning) {
+            Err(Miss::Refused(reason)) => context.log.refuse(format!("graph '{}'", graph.name()), reason),
+            proposal => _ = context.apply(first, proposal, rewriter),
         }
     }
 }
@@ -82,22 +84,30 @@ impl Pass for OrderAnchors {
 /// Plans that choosing anchors may ask for, in operators planned: about a second's work.
 const WORK: usize = 2_000_000;
 
-/// The edit that makes the runtime keep to the file, where that lowers the predicted peak.
-fn steering(graph: &Graph, planning: &Planning) -> Option<Patch> {
+/// The edit that makes the runtime keep to the file.
+///
+/// # Errors
+/// Why there is none: a size is not known, the runtime does as well by itself, or the file as it would be written is
+/// predicted to need no less.
+fn steering(graph: &Graph, planning: &Planning) -> Result<Patch, Miss> {
     let order = order_of(graph);
     let patch = match planning.anchors {
-        Anchors::Auto => anchored(graph, &order, planning)?,
+        Anchors::Auto => anchored(graph, &order, planning).ok_or(Miss::NoEffect)?,
         Anchors::Never => {
             let mut patch = Patch::new(Safety::Exact);
             patch.reorder(steer::renumbered(graph, &order));
             patch
         }
     };
-    // What counts is the file as it would be written, at every size that was assumed.
-    let after = planning.sized(&with(graph, patch.clone())?).peaks().ok()?;
-    let before = planning.sized(graph).peaks().ok()?;
-    (after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before))
-        .then_some(patch)
+    let peaks = |graph: &Graph| planning.sized(graph).peaks().map_err(|_| Miss::NoMatch);
+    let (before, after) = (peaks(graph)?, peaks(&with(graph, patch.clone()).ok_or(Miss::NoMatch)?)?);
+    let no_worse = after.iter().zip(&before).all(|(after, before)| after <= before);
+    match (after[0] < before[0], no_worse) {
+        (true, true) => Ok(patch),
+        (true, false) => Err(Miss::refused("ONNX Runtime would need more at other sizes than those assumed")),
+        (false, _) if planning.anchors == Anchors::Never => Err(Miss::NoEffect),
+        (false, _) => Err(Miss::refused("anchors would not bring ONNX Runtime's peak down")),
+    }
 }
 
 /// Anchors, few of those that the order of the file needs to come true; `None` where the runtime does as well by itself.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use dmopt_fixtures::nas::{Cells, Genotype};
 use dmopt_fixtures::{Exporter, Network};
 use dmopt_ir::Graph;
+use dmopt_ir::text::{default_opsets, parse_graph};
 use dmopt_memory::heuristics::Heuristic;
+use dmopt_memory::ort::{self, Settings};
 use dmopt_memory::problem::{Buffer, Operator};
 use dmopt_memory::{Kernels, Limits, Problem, Scheduling, bound, search};
 use dmopt_onnx::schema::ModelProto;
@@ -36,6 +38,14 @@ fn main() {
 }
 
 fn big() {
+    let lines: String =
+        (1..20_000usize).map(|v| format!("v{v} = Add(v{}, v{})\n", v - 1, v.saturating_sub(7))).collect();
+    let text = format!("g (float[64] v0) => (float[64] v19999) {{ {lines} }}");
+    let mut graph = parse_graph(&text, default_opsets()).expect("a graph");
+    dmopt_ir::infer::infer_graph(&mut graph);
+    time("20000 operators: plan of ONNX Runtime", 5, || {
+        ort::plan(&graph, &Settings::default()).map(|plan| plan.first_run.peak_bytes)
+    });
     for wide in [1, 100, 20_000] {
         let problem = lanes(20_000, wide);
         let name = format!("20000 operators, {wide} side by side");
@@ -56,6 +66,9 @@ fn graph(name: &str, model: ModelProto) {
     let name = format!("{name} ({} operators)", problem.len());
     time(&format!("{name}: problem of a graph"), 5, || {
         Scheduling::new(&graph, KERNELS).map(|s| s.ops().len())
+    });
+    time(&format!("{name}: plan of ONNX Runtime"), 5, || {
+        ort::plan(&graph, &Settings::default()).map(|plan| plan.first_run.peak_bytes)
     });
     time(&format!("{name}: cut bound"), 5, || bound::cut(problem, &file, u64::MAX));
     time(&format!("{name}: search"), 5, || search(problem, &Limits::default()).peak_bytes);

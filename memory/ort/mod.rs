@@ -177,6 +177,13 @@ mod tests {
     }
 
     #[test]
+    fn an_arena_rounds_every_block_up() {
+        let plan = planned(&graph("a = Abs(x) b = ReduceSum<keepdims = 1>(a) c = Exp(b) y = Mul(a, c)"));
+        assert_eq!(plan.first_run.peak_bytes, 2 * T + 4);
+        assert_eq!(plan.first_run.arena_peak_bytes(), 2 * T + 256);
+    }
+
+    #[test]
     fn a_buffer_that_is_taken_again_is_held_meanwhile() {
         let g = graph("a = Abs(x) b = ReduceSum<keepdims = 1>(a) c = Exp(b) d = Add(c, x) y = Mul(d, c)");
         let plan = planned(&g);

@@ -119,6 +119,25 @@ impl Timeline {
         self.buffers.iter().filter_map(move |buffer| Some((buffer, buffer.reason(step)?)))
     }
 
+    /// The peak in an arena: every block, and the scratch memory of a step as one, rounded up to 256 bytes
+    /// (`kMinAllocationSize` in `core/framework/bfc_arena.h`). An arena that gives a larger free chunk away undivided has
+    /// more in use, and holds more than it has in use.
+    pub fn arena_peak_bytes(&self) -> u64 {
+        let rounded = |bytes: u64| u128::from(bytes).next_multiple_of(256);
+        let mut taken = vec![0u128; self.steps.len() + 1];
+        let mut freed = taken.clone();
+        for buffer in &self.buffers {
+            taken[buffer.first] += rounded(buffer.bytes);
+            freed[buffer.last + 1] += rounded(buffer.bytes);
+        }
+        let (mut now, mut most) = (0u128, 0u128);
+        for (i, step) in self.steps.iter().enumerate() {
+            now = now + taken[i] - freed[i];
+            most = most.max(now + rounded(step.scratch_bytes));
+        }
+        most.try_into().unwrap_or(u64::MAX)
+    }
+
     pub(super) fn new(frame: &Frame<'_>) -> Timeline {
         let at = frame.run(Run::Plain, &|_| true);
         let steps = frame.order.iter().zip(at).map(|(&op, at)| {

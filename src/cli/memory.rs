@@ -178,6 +178,9 @@ fn figures(text: &mut String, model: &MemoryReport) {
         None => "there are no operators".to_string(),
     };
     row("peak, first run", model.peak_bytes, &place);
+    if let Some(arena) = model.arena_peak_bytes {
+        row("in an arena", arena, &format!("{arena} B, each block rounded up to 256 bytes"));
+    }
     let steady = match model.block_bytes {
         Some(block) => {
             format!(

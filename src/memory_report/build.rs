@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmopt_ir::{Graph, ValueId};
+use dmopt_ir::{DType, Graph, ValueId};
 
 use super::expression::Expression;
 use super::{At, Buffer, Live, MemoryOptions, MemoryReport, SCHEMA, State, Step, Why};
@@ -53,6 +53,7 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
         ort_version: version.map(|(major, minor)| format!("{major}.{minor}")),
         session: version.map(|_| options.session.name().to_string()),
         peak_bytes: run.peak_bytes,
+        arena_peak_bytes: planned.patterned.map(|_| run.arena_peak_bytes()),
         peak_expression: expression(&model.graph.with_named_dims(), run),
         steady_peak_bytes: planned.patterned.map_or(run.peak_bytes, |later| later.peak_bytes),
         block_bytes: planned.patterned.map(|later| later.block_bytes),
@@ -129,6 +130,14 @@ impl Planned {
             note(&format!(
                 "bodies that run again in the first run use their pattern already: {bytes} bytes at most"
             ));
+        }
+        let halves = [DType::F16, DType::BF16];
+        let is_half = |v| graph.tensor_type(v).is_some_and(|ty| halves.contains(&ty.dtype));
+        if matches!(options.kernels, Kernels::OrtCpu { .. }) && graph.values().any(is_half) {
+            note(
+                "ONNX Runtime puts casts around what its processor kernels do not compute in half precision; the plan \
+                 does not know them",
+            );
         }
         if has_bodies(graph) {
             note("there is no lower bound for models with If, Loop or Scan");

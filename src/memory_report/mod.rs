@@ -63,6 +63,8 @@ pub struct MemoryReport {
     /// The same in the open dimensions, valid where the peak is at the same operator; null when none is open, or when
     /// the size of a tensor is no expression of them.
     pub peak_expression: Option<String>,
+    /// `peak_bytes` with every block rounded up as an arena does; null where there is no arena.
+    pub arena_peak_bytes: Option<u64>,
     /// Peak of every later run.
     pub steady_peak_bytes: u64,
     /// Of `steady_peak_bytes`, the block that holds all tensors but outputs; null where each has memory of its own.
