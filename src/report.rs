@@ -129,6 +129,23 @@ pub struct Measured {
     pub after_bytes: u64,
 }
 
+impl Measured {
+    /// What to say where the result needs more than the original.
+    fn warning(&self) -> Option<String> {
+        let Measured { session, before_bytes, after_bytes, .. } = self;
+        let advice = match session.as_str() {
+            "default" => {
+                "; the low-memory session (--session tuned, dmopt session) leaves the file's operators as they are"
+            }
+            _ => "",
+        };
+        let more = format!(
+            "the result needs {after_bytes} bytes in a {session} session, the original {before_bytes}{advice}"
+        );
+        (after_bytes > before_bytes).then_some(more)
+    }
+}
+
 /// The peak of a session of ONNX Runtime without optimizations, predicted from its plan.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Predicted {
@@ -254,17 +271,17 @@ impl Report {
         let decided = proof.and_then(Proof::deciding);
         let not_asked = NOT_ASKED.to_string();
         let measured = proof.map_or(Err(&not_asked), |proof| proof.measured.as_ref());
+        let measured_reason = measured.err().cloned();
+        let measured = measured.ok().map(Measured::from);
+        let mut notes = outcome.notes.clone();
+        notes.extend(measured.as_ref().and_then(Measured::warning));
         Report {
             schema: SCHEMA.to_string(),
             input: file(Some(source.name.clone()), source.bytes.len() as u64, original),
             output: file(placed.path.clone(), placed.bytes, model),
             passes: outcome.passes.iter().map(Pass::from).collect(),
             mixing_sites: outcome.sites.iter().map(MixingSite::from).collect(),
-            peak: Peak {
-                predicted: open.predict(original, model, decided),
-                measured: measured.ok().map(Measured::from),
-                measured_reason: measured.err().cloned(),
-            },
+            peak: Peak { predicted: open.predict(original, model, decided), measured, measured_reason },
             schedules: outcome.schedules.iter().map(Schedule::from).collect(),
             arrangements,
             validation: Validation::new(decided),
@@ -275,7 +292,7 @@ impl Report {
                 .collect(),
             safety: outcome.safety.map(|class| class.name().to_string()),
             stopped: outcome.out_of_fuel,
-            notes: outcome.notes.clone(),
+            notes,
         }
     }
 }
