@@ -81,8 +81,8 @@ impl Pass for OrderAnchors {
     }
 }
 
-/// Plans that choosing anchors may ask for, in operators planned: about a second's work.
-const WORK: usize = 2_000_000;
+/// Plans that choosing anchors may ask for, in operators planned.
+const WORK: usize = 300_000;
 
 /// The edit that makes the runtime keep to the file.
 ///

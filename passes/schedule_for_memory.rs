@@ -81,6 +81,9 @@ impl Pass for ScheduleForMemory {
     }
 }
 
+/// What a search may cost: less than a second, mostly far less.
+const LIMITS: Limits = Limits { states: 100_000, steps: 20_000_000 };
+
 /// An order that needs less than that of the file, if there is one, and what is known about it.
 struct Best {
     order: Option<Vec<OpId>>,
@@ -89,7 +92,7 @@ struct Best {
 
 fn best(graph: &str, sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
     let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
-    let found = search(scheduling.problem(), &Limits::default());
+    let found = search(scheduling.problem(), &LIMITS);
     let better = scheduling.order(&found.order);
     let (before, after) = (sized.peaks_in(order)?, sized.peaks_in(&better)?);
     let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
