@@ -81,6 +81,8 @@ pub struct Context<'a> {
     pub fold_budget: &'a mut u64,
     /// The memory that the model is optimized for.
     pub planning: &'a Planning,
+    /// True if the graph is a body.
+    pub in_body: bool,
     /// True if another pass of this run decides about the order of operators.
     pub order_follows: bool,
     /// Where refusals and findings go.
@@ -353,6 +355,7 @@ impl Driver<'_> {
         let mut context = Context {
             fold_budget: &mut self.fold_budget,
             planning: &self.options.planning,
+            in_body: false,
             order_follows: self.order_follows,
             log,
         };
@@ -395,9 +398,11 @@ fn layout(graph: &Graph) -> Vec<String> {
 
 /// Bodies first: what they capture may end there.
 fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+    let in_body = std::mem::replace(&mut context.in_body, true);
     for op in order_of(rewriter.graph()) {
         rewriter.in_bodies(op, &mut |body| run_everywhere(pass, body, context));
     }
+    context.in_body = in_body;
     pass.run(rewriter, context);
 }
 

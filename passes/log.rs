@@ -52,8 +52,13 @@ pub struct Schedule {
     pub before_bytes: u64,
     /// The same in the order that was chosen, which is that of the file if none is better.
     pub after_bytes: u64,
-    /// No order of these operators has a lower peak than this with the target's kernels, in bytes.
-    pub lower_bound_bytes: u64,
+    /// True for a body.
+    pub in_body: bool,
+    /// True if sizes were assumed because nobody gave them; the figures are for those.
+    pub assumed_sizes: bool,
+    /// No order of these operators has a lower peak than this with the target's kernels, in bytes. `None` for a graph
+    /// with bodies, because what those need is estimated from above.
+    pub lower_bound_bytes: Option<u64>,
     /// Sets of operators that the exact search looked at; 0 if it was not needed.
     pub states: u64,
 }
@@ -104,7 +109,8 @@ impl Log {
 
     /// Notes the order of a graph; a later round has the last word about it, but not about how it began.
     pub fn schedule(&mut self, schedule: Schedule) {
-        match self.schedules.iter_mut().find(|s| s.graph == schedule.graph) {
+        match self.schedules.iter_mut().find(|s| (&s.graph, s.in_body) == (&schedule.graph, schedule.in_body))
+        {
             Some(known) => *known = Schedule { before_bytes: known.before_bytes, ..schedule },
             None => self.schedules.push(schedule),
         }

@@ -77,6 +77,11 @@ impl Sized<'_> {
         &self.sized[0]
     }
 
+    /// True if a size was assumed.
+    pub(crate) fn are_assumed(&self) -> bool {
+        self.sized.len() > 1
+    }
+
     /// Whose kernels.
     pub(crate) fn kernels(&self) -> Kernels {
         self.kernels

@@ -68,10 +68,11 @@ impl Pass for ScheduleForMemory {
         let graph = rewriter.graph();
         let order = order_of(graph);
         let [first, _, ..] = order[..] else { return };
-        match best(graph.name(), &context.planning.sized(graph), &order) {
+        match best(&context.planning.sized(graph), &order) {
             Err(unknown) => context.log.refuse(format!("graph '{}'", graph.name()), unknown.to_string()),
             Ok(Best { order, schedule }) => {
-                context.log.schedule(schedule);
+                let name = graph.name().to_string();
+                context.log.schedule(Schedule { graph: name, in_body: context.in_body, ..schedule });
                 let Some(order) = order else { return };
                 let mut patch = Patch::new(Safety::Exact);
                 patch.reorder(order);
@@ -90,17 +91,20 @@ struct Best {
     schedule: Schedule,
 }
 
-fn best(graph: &str, sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
+fn best(sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
     let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
     let found = search(scheduling.problem(), &LIMITS);
     let better = scheduling.order(&found.order);
+    let has_bodies = order.iter().any(|&id| sized.graph().op(id).bodies().next().is_some());
     let (before, after) = (sized.peaks_in(order)?, sized.peaks_in(&better)?);
     let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
     let schedule = Schedule {
-        graph: graph.to_string(),
+        graph: String::new(),
+        in_body: false,
+        assumed_sizes: sized.are_assumed(),
         before_bytes: before[0],
         after_bytes: if is_better { after[0] } else { before[0] },
-        lower_bound_bytes: found.lower_bound_bytes,
+        lower_bound_bytes: (!has_bodies).then_some(found.lower_bound_bytes),
         states: found.states,
     };
     Ok(Best { order: is_better.then_some(better), schedule })
@@ -127,7 +131,7 @@ mod tests {
         let schedule = &outcome.schedules[0];
         assert_eq!(
             (schedule.before_bytes, schedule.after_bytes, schedule.lower_bound_bytes),
-            (1024, 768, 768)
+            (1024, 768, Some(768))
         );
     }
 

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use dmopt_ir::Model;
-use dmopt_passes::{Anchors, Outcome};
+use dmopt_passes::{Anchors, Outcome, PIPELINE};
 use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
 
 use crate::report::Arrangement;
@@ -27,13 +27,11 @@ const MAX_BYTES: usize = 1 << 30;
 /// A measured peak is as predicted if it is not above it by more than one part in this many.
 const AS_PREDICTED: u64 = 50;
 
-/// The other ways to arrange operators: the name in reports, the passes left out, and what steers.
-const OTHERS: [(&str, &[&str], Anchors); 2] = [
-    ("numbered for onnxruntime", &[], Anchors::Never),
-    ("as they came", &["schedule-for-memory", "order-anchors"], Anchors::Auto),
-];
+/// The passes that decide about order.
+const ORDER: [&str; 2] = ["schedule-for-memory", "order-anchors"];
 
-/// Takes `first`, or another arrangement of the same operators that needs less in a session of this runtime.
+/// Takes `first`, or another arrangement of the same operators that needs less in a session of this runtime. Where no
+/// mixing site was rewritten and everything needs more than the original, that is the original itself.
 ///
 /// # Errors
 /// A pass failed.
@@ -45,20 +43,26 @@ pub(crate) fn lightest(
     options: &Options<'_>,
     check: &runtime::Options,
 ) -> Result<Candidate, Error> {
-    let moved = first.outcome.passes.iter().any(|p| OTHERS[1].1.contains(&p.name) && p.rewrites > 0);
-    let Some(predicted) = first.outcome.schedules.first().map(|schedule| schedule.after_bytes) else {
+    let moved = first.outcome.passes.iter().any(|p| ORDER.contains(&p.name) && p.rewrites > 0);
+    let main = first.outcome.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes);
+    let promised = main.map_or(0, |schedule| schedule.after_bytes);
+    let measure = |model: &Model| peak(ort, source, model, check);
+    let (true, Ok(bytes), Ok(before)) = (moved, measure(&first.model), measure(original)) else {
         return Ok(first);
     };
-    if !moved || options.anchors == Anchors::Never {
-        return Ok(first);
-    }
-    let measure = |model: &Model| peak(ort, source, model, check);
-    let Ok(bytes) = measure(&first.model) else { return Ok(first) };
     let mut measured = vec![Arrangement { operators: "in the order found".to_string(), bytes }];
     let mut best = first;
     let mut least = bytes;
-    if bytes.saturating_sub(predicted) > predicted / AS_PREDICTED {
-        for (name, skipped, anchors) in OTHERS {
+    if bytes > before || bytes.saturating_sub(promised) > promised / AS_PREDICTED {
+        let all: Vec<&str> = PIPELINE.iter().map(|pass| pass.name()).collect();
+        let mut others: Vec<(&str, &[&str], Anchors)> = vec![("as they came", &ORDER, options.anchors)];
+        if options.anchors != Anchors::Never {
+            others.push(("numbered for onnxruntime", &[], Anchors::Never));
+        }
+        if best.outcome.sites.iter().all(|site| !site.rewritten) {
+            others.push(("as in the original", &all, options.anchors));
+        }
+        for (name, skipped, anchors) in others {
             let mut skip = options.skip.clone();
             skip.extend(skipped.iter().map(|name| name.to_string()));
             let mut model = original.clone();

@@ -194,7 +194,10 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         }
     });
     let prove = prove.as_ref().map(|prove| prove as &Prove<'_>);
-    let placed = place(candidate, source, target, prove, options.validate == Validate::Required)?;
+    // A runtime that was named has to run the model.
+    let require = options.validate == Validate::Required
+        || (options.validate != Validate::Never && matches!(options.runtimes.with, With::Ort | With::Tract));
+    let placed = place(candidate, source, target, prove, require)?;
     let report = Report::new(source, &original, &model, &outcome, &placed, &open, measured);
     match placed.verdict {
         Verdict::InPlace => Ok(Optimized { report, model }),

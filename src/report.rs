@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use dmopt_ir::{Graph, Model, Sizes};
+use dmopt_ir::{DType, Graph, Model, Sizes};
 use dmopt_passes::Outcome;
 use dmopt_runtime::inputs::{Pins, assignments};
 use dmopt_runtime::{Interface, Port};
@@ -179,8 +179,12 @@ pub struct Schedule {
     pub before_bytes: u64,
     /// The same in the order of the result.
     pub after_bytes: u64,
-    /// No order of these operators needs less, in bytes.
-    pub lower_bound_bytes: u64,
+    /// True for the body of an operator.
+    pub in_body: bool,
+    /// True if the figures are for sizes that were assumed, because nobody gave them.
+    pub assumed_sizes: bool,
+    /// No order of these operators needs less, in bytes; null for graphs with bodies, for which no bound is known.
+    pub lower_bound_bytes: Option<u64>,
     /// True if the order is proven to be the best.
     pub optimal: bool,
 }
@@ -315,8 +319,10 @@ impl From<&dmopt_passes::Schedule> for Schedule {
             graph: schedule.graph.clone(),
             before_bytes: schedule.before_bytes,
             after_bytes: schedule.after_bytes,
+            in_body: schedule.in_body,
+            assumed_sizes: schedule.assumed_sizes,
             lower_bound_bytes: schedule.lower_bound_bytes,
-            optimal: schedule.after_bytes <= schedule.lower_bound_bytes,
+            optimal: schedule.lower_bound_bytes.is_some_and(|bound| schedule.after_bytes <= bound),
         }
     }
 }
@@ -383,6 +389,12 @@ impl Validation {
     }
 }
 
+/// True if a value is of half precision, for which most kernels of the processor are missing.
+pub(crate) fn computes_in_half(graph: &Graph) -> bool {
+    let halves = [DType::F16, DType::BF16];
+    graph.values().any(|v| graph.tensor_type(v).is_some_and(|ty| halves.contains(&ty.dtype)))
+}
+
 /// What predictions are for: the default of [`memory::ort::Settings`].
 pub const PLANNED_FOR: &str = "onnxruntime 1.32, cpu";
 
@@ -429,8 +441,13 @@ impl OpenSizes {
     ) -> Predicted {
         let run = || Some(validation?.runs.first()?.sizes.clone());
         let dims = self.fixed.clone().or_else(run);
-        let peak =
-            |model: &Model| self.plan(&model.graph, dims.as_ref()).map(|plan| plan.first_run.peak_bytes);
+        let peak = |model: &Model| match computes_in_half(&model.graph) {
+            true => {
+                Err("ONNX Runtime adds casts around half-precision kernels, which the plan does not know"
+                    .into())
+            }
+            false => self.plan(&model.graph, dims.as_ref()).map(|plan| plan.first_run.peak_bytes),
+        };
         let (before, after) = (peak(original), peak(model));
         Predicted {
             runtime: PLANNED_FOR.to_string(),

@@ -72,11 +72,41 @@ fn the_report_tells_how_good_the_order_is() {
     desk.run("optimize m.onnx --no-validate --report r.json").succeeds();
     let report = desk.report("r.json");
     let [schedule] = &report.schedules[..] else { panic!("{:?}", report.schedules) };
-    assert!(schedule.lower_bound_bytes <= schedule.after_bytes);
+    let bound = schedule.lower_bound_bytes.unwrap();
+    assert!(bound <= schedule.after_bytes);
     assert!(schedule.after_bytes <= schedule.before_bytes);
-    assert_eq!(schedule.optimal, schedule.after_bytes == schedule.lower_bound_bytes);
+    assert_eq!(schedule.optimal, schedule.after_bytes == bound);
     assert!(report.peak.predicted.after_bytes < report.peak.predicted.before_bytes);
     assert_eq!(report.arrangements, []);
+}
+
+const BODIES: &str = "<ir_version: 10, opset_import: [\"\": 21]>
+    g (bool cond, float[256] x) => (float[256] y, float[2] k) {
+        k = Constant<value = float[2] {1.0, 2.0}>()
+        y = If(cond) <then_branch = t () => (float[256] r) { p = Exp(x) q = Abs(x) r = Add(p, q) },
+                      else_branch = e () => (float[2] c) { c = Constant<value = float[2] {1.0, 2.0}>() }>
+    }";
+
+#[test]
+fn bodies_have_no_say_in_what_is_proven_about_the_whole() {
+    let desk = Desk::with_text(BODIES);
+    let table = desk.run("optimize m.onnx --no-validate --report r.json").succeeds().stdout();
+    assert!(!table.contains("no order below"), "{table}");
+    let report = desk.report("r.json");
+    for schedule in report.schedules.iter().filter(|schedule| !schedule.in_body) {
+        assert_eq!(schedule.lower_bound_bytes, None);
+    }
+}
+
+#[test]
+fn half_precision_is_not_predicted_on_the_processor() {
+    let text = "<ir_version: 10, opset_import: [\"\": 21]>
+        g (float16[64] x) => (float16[64] y) { a = Exp(x) y = Abs(a) }";
+    let desk = Desk::with_text(text);
+    desk.run("optimize m.onnx --no-validate --report r.json").succeeds();
+    let predicted = desk.report("r.json").peak.predicted;
+    assert_eq!((predicted.before_bytes, predicted.after_bytes), (None, None));
+    assert!(predicted.reason.unwrap().contains("casts"));
 }
 
 /// A size of 16 or so for a dimension that is not named does not matter: what is written stays open.

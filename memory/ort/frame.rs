@@ -118,7 +118,8 @@ impl<'g> Frame<'g> {
     /// The memory that a run takes, step by step.
     pub fn run(&self, run: Run, counted: Counted<'_>) -> Vec<At> {
         let mut appear = vec![0u128; self.order.len() + 1];
-        let mut vanish = vec![0u128; self.order.len() + 1];
+        // Where nothing runs, an output that is a constant is there all the same.
+        let mut vanish = vec![0u128; self.order.len() + 2];
         for buffer in self.buffers.iter().filter(|buffer| self.takes(buffer, run, counted)) {
             appear[buffer.first] += u128::from(buffer.bytes);
             vanish[buffer.last + 1] += u128::from(buffer.bytes);

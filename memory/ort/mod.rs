@@ -177,6 +177,13 @@ mod tests {
     }
 
     #[test]
+    fn a_graph_of_constants_takes_nothing() {
+        let text = "g (float[2] x) => (float[2] y) { y = Constant<value = float[2] {1.0, 2.0}>() }";
+        let plan = planned(&parse_graph(text, default_opsets()).unwrap());
+        assert_eq!((plan.first_run.peak_bytes, plan.first_run.arena_peak_bytes()), (0, 0));
+    }
+
+    #[test]
     fn an_arena_rounds_every_block_up() {
         let plan = planned(&graph("a = Abs(x) b = ReduceSum<keepdims = 1>(a) c = Exp(b) y = Mul(a, c)"));
         assert_eq!(plan.first_run.peak_bytes, 2 * T + 4);

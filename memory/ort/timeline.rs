@@ -124,7 +124,7 @@ impl Timeline {
     /// more in use, and holds more than it has in use.
     pub fn arena_peak_bytes(&self) -> u64 {
         let rounded = |bytes: u64| u128::from(bytes).next_multiple_of(256);
-        let mut taken = vec![0u128; self.steps.len() + 1];
+        let mut taken = vec![0u128; self.steps.len() + 2];
         let mut freed = taken.clone();
         for buffer in &self.buffers {
             taken[buffer.first] += rounded(buffer.bytes);

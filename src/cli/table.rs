@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use dmopt::Report;
-use dmopt::report::{Arrangement, Measured, Pass, Peak, Predicted, Schedule, Validation, ValidationStatus};
+use dmopt::report::{Arrangement, Measured, Pass, Peak, Predicted, Validation, ValidationStatus};
 
 use super::units::{bytes, count, plural};
 
@@ -36,8 +36,8 @@ pub fn render(report: &Report, all: bool) -> String {
         format!("{rewritten} rewritten"),
     );
     row("predicted peak", or_unknown(peak.before_bytes), or_unknown(peak.after_bytes), about(peak));
-    if let Some(schedule) = report.schedules.first() {
-        row("no order below", String::new(), bytes(schedule.lower_bound_bytes), certificate(schedule));
+    if let Some((bound, certificate)) = certificate(report) {
+        row("no order below", String::new(), bytes(bound), certificate);
     }
     let measured = report.peak.measured.as_ref();
     let bytes_of = |side: fn(&Measured) -> u64| measured.map_or_else(|| "-".to_string(), |m| bytes(side(m)));
@@ -109,13 +109,17 @@ fn about(peak: &Predicted) -> String {
     format!("{change}{}, optimizations off{sizes}", peak.runtime)
 }
 
-/// How good the order is for certain.
-fn certificate(schedule: &Schedule) -> String {
-    if schedule.optimal {
-        return "this order is proven to be the best".to_string();
-    }
-    let above = schedule.after_bytes as f64 / schedule.lower_bound_bytes.max(1) as f64 - 1.0;
-    format!("this order is within {:.1} % of that", above * 100.0)
+/// What no order of the result's operators can avoid, and how far the predicted peak is from it; for the sizes of the
+/// prediction alone.
+fn certificate(report: &Report) -> Option<(u64, String)> {
+    let schedule = report.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes)?;
+    let (bound, peak) = (schedule.lower_bound_bytes?, report.peak.predicted.after_bytes?);
+    let above = peak as f64 / bound.max(1) as f64 - 1.0;
+    let text = match schedule.optimal && above < 0.001 {
+        true => "the order is proven to be the best".to_string(),
+        false => format!("the result is within {:.1} % of that", above * 100.0),
+    };
+    Some((bound, text))
 }
 
 /// What a validation found, in one line.
@@ -173,7 +177,11 @@ fn sites(text: &mut String, report: &Report) {
     }
     let _ = writeln!(text, "\n{HEAD}mixing sites{HEAD:#}");
     for site in &report.mixing_sites {
-        let state = if site.rewritten { "rewritten" } else { "left alone" };
+        let state = match (site.rewritten, &site.reason) {
+            (true, _) => "rewritten",
+            (false, Some(_)) => "left alone",
+            (false, None) => "an accumulation already",
+        };
         let reason = site.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let terms = plural(site.terms, "term");
         let _ = writeln!(text, "  {:<16}{terms:<10}{state}{reason}  {}", site.form, site.output);

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dmopt_ir::{DType, Graph, ValueId};
+use dmopt_ir::{Graph, ValueId};
 
 use super::expression::Expression;
 use super::{At, Buffer, Live, MemoryOptions, MemoryReport, SCHEMA, State, Step, Why};
 use crate::memory::ort::{self, Patterned, Settings, Timeline};
 use crate::memory::{Found, Kernels, Scheduling, Unknown, liveness, search};
-use crate::report::OpenSizes;
+use crate::report::{OpenSizes, computes_in_half};
 use crate::units::plural;
 use crate::{Error, Facts, Source, ir};
 use dmopt_runtime::SessionKind;
@@ -131,9 +131,7 @@ impl Planned {
                 "bodies that run again in the first run use their pattern already: {bytes} bytes at most"
             ));
         }
-        let halves = [DType::F16, DType::BF16];
-        let is_half = |v| graph.tensor_type(v).is_some_and(|ty| halves.contains(&ty.dtype));
-        if matches!(options.kernels, Kernels::OrtCpu { .. }) && graph.values().any(is_half) {
+        if matches!(options.kernels, Kernels::OrtCpu { .. }) && computes_in_half(graph) {
             note(
                 "ONNX Runtime puts casts around what its processor kernels do not compute in half precision; the plan \
                  does not know them",
