@@ -69,7 +69,7 @@ impl Pass for FuseScaledSum {
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
         let exact = rewriter.allows() == Safety::Exact;
-        let Survey { plans, obstacles } = survey(rewriter.graph(), exact);
+        let Survey { plans, obstacles } = survey(rewriter.graph(), exact, context.order_follows);
         for (op, reason) in obstacles {
             context.apply(op, Err(Miss::Refused(reason)), rewriter);
         }
@@ -97,7 +97,7 @@ impl Pass for FuseScaledSum {
 
 /// The mixing sites of a graph, its bodies included, as they stand; nothing is changed.
 pub fn mixing_sites(graph: &Graph) -> Vec<Site> {
-    let mut sites: Vec<Site> = survey(graph, false).plans.into_iter().flat_map(|p| p.sites).collect();
+    let mut sites: Vec<Site> = survey(graph, false, false).plans.into_iter().flat_map(|p| p.sites).collect();
     for op in graph.ops() {
         sites.extend(graph.op(op).bodies().flat_map(mixing_sites));
     }
@@ -129,7 +129,9 @@ enum Step {
     Refuse(String),
 }
 
-fn survey(graph: &Graph, exact: bool) -> Survey {
+/// With `order_follows`, the terms of a chain may stand in any order: what decides about it comes later, and two passes
+/// that each put the same terms in an order of their own would never come to rest.
+fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
     let order = order_of(graph);
     let finder = Finder::new(graph);
     let mut members: HashSet<OpId> = HashSet::new();
@@ -177,13 +179,15 @@ fn survey(graph: &Graph, exact: bool) -> Survey {
                 ))
             }
         } else {
+            let stands = |expr: &Expr| graph.op(root).output(0).and_then(|v| expr.find(graph, v, false));
+            let is_chain =
+                || chain(graph, root, &combination, false).is_ok_and(|found| stands(&found.expr).is_some());
             match replacement(graph, root, &combination) {
-                Ok(Replacement { expr, .. }) => {
-                    match graph.op(root).output(0).and_then(|v| expr.find(graph, v, false)) {
-                        Some(ops) => late(ops),
-                        None => Step::Rewrite,
-                    }
-                }
+                _ if order_follows && is_chain() => Step::Leave,
+                Ok(Replacement { expr, .. }) => match stands(&expr) {
+                    Some(ops) => late(ops),
+                    None => Step::Rewrite,
+                },
                 Err(reason) => Step::Refuse(reason),
             }
         };
@@ -316,8 +320,15 @@ pub(crate) fn replacement(
     root: OpId,
     combination: &Combination,
 ) -> Result<Replacement, String> {
+    chain(graph, root, combination, true)
+}
+
+/// The chain with its terms in the order in which they can be used, or in the order in which they were found.
+fn chain(graph: &Graph, root: OpId, combination: &Combination, sorted: bool) -> Result<Replacement, String> {
     let (mut terms, addends) = split(&combination.terms);
-    terms.sort_by_cached_key(|t| ready(graph, t));
+    if sorted {
+        terms.sort_by_cached_key(|t| ready(graph, t));
+    }
     let accumulated = accumulate(graph, &combination.ty, &terms, addends)
         .ok_or_else(|| format!("a coefficient does not fit {}", combination.ty.dtype))?;
     let ty = graph.op(root).output(0).and_then(|v| graph.tensor_type(v));
