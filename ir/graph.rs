@@ -165,6 +165,11 @@ impl Graph {
         self.ops().count()
     }
 
+    /// True if an operator has a body: If, Loop, Scan.
+    pub fn has_bodies(&self) -> bool {
+        self.ops().any(|id| self.op(id).bodies().next().is_some())
+    }
+
     /// One more than the largest operator index in use.
     pub fn op_bound(&self) -> usize {
         self.ops.node_bound()

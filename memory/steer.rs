@@ -20,7 +20,7 @@
 //! An anchor costs the eight bytes of its result. It reads only the shape of a value, right after that is computed, so
 //! it keeps nothing in memory; but a value that it reads has a reader more, which stops fusions that want a single one.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 use dmopt_ir::{Graph, OpId, Type, ValueId};
 
@@ -80,17 +80,13 @@ impl<'a> Wanted<'a> {
     }
 
     fn can_anchor(&self, at: usize) -> bool {
-        self.graph
-            .op(self.order[at])
-            .results()
-            .any(|v| matches!(self.graph.value(v).ty, Some(Type::Tensor(_))))
+        anchored_value(self.graph, self.order[at]).is_some()
     }
 }
 
 /// The operators after which there has to be an anchor, in the order in which these have to run, for a file in this
-/// `order`: few of those without which the execution order would not be `good` enough. With none at all needed, or
-/// where some operator has no result that could be read, the list may be empty or not enough: ask
-/// [`executed`] what comes of it.
+/// `order`: few of those without which the execution order would not be `good` enough. None if none is needed; not enough
+/// where an operator has no result that could be read, so what comes of it has to be planned.
 ///
 /// `good` is asked at most about three times for each end of a run.
 pub fn anchors(graph: &Graph, order: &[OpId], good: &mut dyn FnMut(&[OpId]) -> bool) -> Vec<OpId> {
@@ -115,15 +111,6 @@ pub fn anchors(graph: &Graph, order: &[OpId], good: &mut dyn FnMut(&[OpId]) -> b
         chunk /= 2;
     }
     kept.into_iter().map(|at| wanted.order[at]).collect()
-}
-
-/// What a stock session executes if the file stands in this `order` and has these anchors, which are not listed.
-pub fn executed(graph: &Graph, order: &[OpId], anchored: &[OpId]) -> Vec<OpId> {
-    let wanted = Wanted::new(graph, order);
-    let place: HashMap<OpId, usize> = wanted.order.iter().enumerate().map(|(at, &id)| (id, at)).collect();
-    let mut places: Vec<usize> = anchored.iter().filter_map(|id| place.get(id).copied()).collect();
-    places.sort_unstable();
-    wanted.executed(&places)
 }
 
 /// An order of the file with which a stock session comes close to the wanted `order` without anchors: of what could
@@ -156,9 +143,20 @@ pub fn anchored_value(graph: &Graph, id: OpId) -> Option<ValueId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
+
     use arbtest::arbitrary::{Result, Unstructured};
     use arbtest::arbtest;
     use dmopt_ir::text::{default_opsets, parse_graph};
+
+    /// What a stock session executes if the file stands in this `order` and has these anchors, which are not listed.
+    fn executed(graph: &Graph, order: &[OpId], anchored: &[OpId]) -> Vec<OpId> {
+        let wanted = Wanted::new(graph, order);
+        let place: HashMap<OpId, usize> = wanted.order.iter().enumerate().map(|(at, &id)| (id, at)).collect();
+        let mut places: Vec<usize> = anchored.iter().filter_map(|id| place.get(id).copied()).collect();
+        places.sort_unstable();
+        wanted.executed(&places)
+    }
 
     /// Operators `v0 v1 ...`, each of up to three of those before.
     fn random(u: &mut Unstructured<'_>) -> Result<Graph> {

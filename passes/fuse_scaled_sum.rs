@@ -74,9 +74,6 @@ impl Pass for FuseScaledSum {
             context.apply(op, Err(Miss::Refused(reason)), rewriter);
         }
         for Plan { root, sites, step } in plans {
-            // Two passes that move the same operators would never come to rest.
-            let step =
-                if matches!(step, Step::Hoist(_)) && context.order_follows { Step::Leave } else { step };
             let graph = rewriter.graph();
             let (node, patch) = (graph.describe(root), step.patch(graph, root));
             let (rewritten, reason) = match patch.map(|p| rewriter.apply(p)) {
@@ -129,8 +126,8 @@ enum Step {
     Refuse(String),
 }
 
-/// With `order_follows`, the terms of a chain may stand in any order: what decides about it comes later, and two passes
-/// that each put the same terms in an order of their own would never come to rest.
+/// With `order_follows`, operators are not moved and the terms of a chain may stand in any order: what decides about that
+/// comes later, and two passes that each put the same operators in an order of their own would never come to rest.
 fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
     let order = order_of(graph);
     let finder = Finder::new(graph);
@@ -165,7 +162,7 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
             let prepared = combination.terms.iter().flat_map(|t| preparation(graph, t));
             ops.ops.splice(0..0, prepared);
             match ops.late(graph, &order, &position, &members) {
-                late if late.is_empty() => Step::Leave,
+                late if late.is_empty() || order_follows => Step::Leave,
                 late => Step::Hoist(late),
             }
         };

@@ -1,7 +1,7 @@
 //! What passes ask about memory: for which kernels, and at which sizes.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use dmopt_ir::{Dim, Graph, OpId, Sizes};
 use dmopt_memory::ort::{self, Order, Settings, execution_order};
@@ -61,7 +61,7 @@ impl Planning {
             }
             Cow::Owned(graph.with_sizes(&sizes))
         };
-        let open = symbols.iter().any(|(name, _)| !self.sizes.dims.contains_key(name));
+        let open = symbols.keys().any(|name| !self.sizes.dims.contains_key(name));
         let sized = match (open, self.sizes == Sizes::default()) {
             (true, _) => ASSUMED.into_iter().map(with_sizes).collect(),
             (false, true) => vec![Cow::Borrowed(graph)],
@@ -117,22 +117,17 @@ impl Sized<'_> {
 
 /// Names of the open dimensions of the inputs, and of what a body takes from outside; with true for those that come
 /// first in a shape.
-fn symbols(graph: &Graph) -> BTreeSet<(String, bool)> {
-    let mut symbols = BTreeSet::new();
-    let mut add = |name: String, is_first: bool| {
-        if is_first || !symbols.contains(&(name.clone(), true)) {
-            symbols.remove(&(name.clone(), false));
-            symbols.insert((name, is_first));
-        }
-    };
+fn symbols(graph: &Graph) -> BTreeMap<String, bool> {
+    let mut symbols = BTreeMap::new();
     for value in graph.values().filter(|&v| graph.producer(v).is_none()) {
         let shape = graph.tensor_type(value).and_then(|ty| ty.shape.as_ref());
         for (axis, dim) in shape.into_iter().flatten().enumerate() {
-            match dim {
-                Dim::Symbol(name) if !name.starts_with('{') => add(name.to_string(), axis == 0),
-                Dim::Unknown => add(format!("{}.{axis}", graph.value(value).name), axis == 0),
-                _ => {}
-            }
+            let name = match dim {
+                Dim::Symbol(name) if !name.starts_with('{') => name.to_string(),
+                Dim::Unknown => format!("{}.{axis}", graph.value(value).name),
+                _ => continue,
+            };
+            *symbols.entry(name).or_insert(false) |= axis == 0;
         }
     }
     symbols

@@ -95,7 +95,6 @@ fn best(sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
     let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
     let found = search(scheduling.problem(), &LIMITS);
     let better = scheduling.order(&found.order);
-    let has_bodies = order.iter().any(|&id| sized.graph().op(id).bodies().next().is_some());
     let (before, after) = (sized.peaks_in(order)?, sized.peaks_in(&better)?);
     let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
     let schedule = Schedule {
@@ -104,7 +103,7 @@ fn best(sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
         assumed_sizes: sized.are_assumed(),
         before_bytes: before[0],
         after_bytes: if is_better { after[0] } else { before[0] },
-        lower_bound_bytes: (!has_bodies).then_some(found.lower_bound_bytes),
+        lower_bound_bytes: (!sized.graph().has_bodies()).then_some(found.lower_bound_bytes),
         states: found.states,
     };
     Ok(Best { order: is_better.then_some(better), schedule })

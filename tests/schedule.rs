@@ -109,7 +109,7 @@ fn half_precision_is_not_predicted_on_the_processor() {
     assert!(predicted.reason.unwrap().contains("casts"));
 }
 
-/// A size of 16 or so for a dimension that is not named does not matter: what is written stays open.
+/// Sizes stand for open dimensions while the order is searched; what is written stays open.
 #[test]
 fn sizes_that_were_assumed_do_not_reach_the_file() {
     let desk = Desk::with(super::cli::SYMBOLIC);

@@ -137,7 +137,7 @@ impl Planned {
                  does not know them",
             );
         }
-        if has_bodies(graph) {
+        if graph.has_bodies() {
             note("there is no lower bound for models with If, Loop or Scan");
         }
         if !self.unknown.is_empty() {
@@ -158,12 +158,8 @@ impl Planned {
 /// The order with the lowest peak that a search finds, and a bound for all of them; for graphs without bodies, because
 /// what those need is estimated from above.
 fn best_order(graph: &Graph, options: &MemoryOptions) -> Option<Found> {
-    let scheduling = (!has_bodies(graph)).then(|| Scheduling::new(graph, options.kernels).ok())??;
+    let scheduling = (!graph.has_bodies()).then(|| Scheduling::new(graph, options.kernels).ok())??;
     Some(search(scheduling.problem(), &options.limits))
-}
-
-fn has_bodies(graph: &Graph) -> bool {
-    graph.ops().any(|id| graph.op(id).bodies().next().is_some())
 }
 
 /// Gives names to the ids of a run.
