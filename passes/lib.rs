@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use dmopt_ir::{
-    Boundary, Def, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, Violation, infer,
-    verify_model,
+    Boundary, Def, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, ValueId,
+    Violation, infer, verify_model,
 };
 
 mod affine;
@@ -30,7 +30,7 @@ mod schedule_for_memory;
 
 pub use fuse_scaled_sum::mixing_sites;
 pub use log::{Log, PassReport, Refused, Schedule, Site};
-pub use planning::{Anchors, Planning};
+pub use planning::{Anchors, Planning, Target};
 
 mod log;
 #[cfg(test)]
@@ -73,6 +73,38 @@ pub trait Pass: Sync {
 
     /// Edits one graph (the main graph or a body; bodies get their own call).
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>);
+
+    /// For a pass whose edits pay only where they bring the peak of the whole graph down: what it offers to do. The
+    /// driver takes the offers that pay (`offers.rs`); such a pass does nothing in [`Pass::run`].
+    fn offers(&self, _graph: &Graph, _planning: &Planning) -> Vec<Offer> {
+        Vec::new()
+    }
+
+    /// The edit that an offer stands for, at one of its levels.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn take(
+        &self,
+        _graph: &Graph,
+        _planning: &Planning,
+        _offer: &Offer,
+        _level: usize,
+    ) -> Result<Patch, Miss> {
+        Err(Miss::NoMatch)
+    }
+}
+
+/// An edit that a pass could make, and that pays only if the peak falls.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// The operator whose result stays what it is; the name of that result tells the offer from others of the pass.
+    pub op: OpId,
+    /// Values that would no longer exist, or not at once: the offer is looked at while one of them is in memory at the
+    /// peak.
+    pub relieves: Vec<ValueId>,
+    /// How far the edit can go: `take` knows levels from 0, the mildest, up to this, left out.
+    pub levels: usize,
 }
 
 /// What a pass may use beside the graph.

@@ -7,11 +7,45 @@ use dmopt_ir::{Dim, Graph, OpId, Sizes};
 use dmopt_memory::ort::{self, Order, Settings, execution_order};
 use dmopt_memory::{Kernels, Unknown};
 
+/// What a result is for: the operators that it may use, and the kernels that run them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Target {
+    /// Standard operators alone, which every runtime has.
+    #[default]
+    Portable,
+    /// ONNX Runtime on the processor, with operators of its own.
+    OrtCpu,
+    /// ONNX Runtime on CUDA.
+    OrtCuda,
+}
+
+impl Target {
+    /// Every target, the most portable first.
+    pub const ALL: [Target; 3] = [Target::Portable, Target::OrtCpu, Target::OrtCuda];
+
+    /// The kernels that plans are made for.
+    pub fn kernels(self) -> Kernels {
+        match self {
+            Target::Portable | Target::OrtCpu => Kernels::OrtCpu { version: (1, 32) },
+            Target::OrtCuda => Kernels::OrtCuda { version: (1, 32) },
+        }
+    }
+
+    /// Name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Portable => "portable",
+            Target::OrtCpu => "ort-cpu",
+            Target::OrtCuda => "ort-cuda",
+        }
+    }
+}
+
 /// The memory that a model is optimized for.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Planning {
-    /// Whose kernels.
-    pub kernels: Kernels,
+    /// What runs the result.
+    pub target: Target,
     /// Sizes of open dimensions, as far as the caller knows them.
     pub sizes: Sizes,
     /// How ONNX Runtime is made to follow the order of the file.
@@ -27,16 +61,6 @@ pub enum Anchors {
     Auto,
     /// By the numbering of the file alone: fewer orders can be had, and executors that follow the file get another.
     Never,
-}
-
-impl Default for Planning {
-    fn default() -> Planning {
-        Planning {
-            kernels: Kernels::OrtCpu { version: (1, 32) },
-            sizes: Sizes::default(),
-            anchors: Anchors::default(),
-        }
-    }
 }
 
 /// What an open dimension is taken to be where nobody says: `(the first of an input, any other)`. An order is valid
@@ -67,7 +91,7 @@ impl Planning {
             (false, true) => vec![Cow::Borrowed(graph)],
             (false, false) => vec![with_sizes(ASSUMED[0])],
         };
-        Sized { graph, sized, kernels: self.kernels }
+        Sized { graph, sized, kernels: self.target.kernels() }
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Options<'a> {
     pub sizes: Sizes,
     /// The first seed of the random inputs.
     pub seed: u64,
+    /// What the result is for.
+    pub target: passes::Target,
     /// How ONNX Runtime is made to follow the order that was found.
     pub anchors: Anchors,
     /// Whether the result has to prove itself.
@@ -92,6 +94,7 @@ impl Options<'_> {
             verify: self.verify,
             sizes: self.sizes.clone(),
             seed: self.seed,
+            target: self.target,
             anchors,
             validate: self.validate,
             runtimes: self.runtimes.clone(),
@@ -223,9 +226,9 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
         verify: options.verify,
         progress: Some(&progress),
         planning: passes::Planning {
+            target: options.target,
             sizes: options.sizes.clone(),
             anchors: options.anchors,
-            ..passes::Planning::default()
         },
         ..passes::Options::default()
     };

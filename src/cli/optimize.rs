@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use dmopt::ir::text;
+use dmopt::passes;
 use dmopt::{Anchors, Options, Report, Stage, Target, Validate, With};
 
 use super::progress::Progress;
@@ -25,7 +26,7 @@ pub struct Optimize {
     /// The same as OUT
     #[arg(short, long = "output", value_name = "OUT", conflicts_with = "output")]
     o: Option<PathBuf>,
-    /// What the result is for; portable means plain ONNX operators that every runtime has
+    /// What the result is for
     #[arg(long, value_enum, default_value_t = For::Portable)]
     target: For,
     /// Only these passes, separated by commas
@@ -79,8 +80,22 @@ pub struct Optimize {
 /// What a result is for.
 #[derive(Clone, Copy, ValueEnum)]
 enum For {
-    /// Plain ONNX operators that every runtime has.
+    /// Plain ONNX operators, which every runtime has
     Portable,
+    /// ONNX Runtime on the processor, with operators of its own
+    OrtCpu,
+    /// ONNX Runtime on CUDA
+    OrtCuda,
+}
+
+impl From<For> for passes::Target {
+    fn from(target: For) -> passes::Target {
+        match target {
+            For::Portable => passes::Target::Portable,
+            For::OrtCpu => passes::Target::OrtCpu,
+            For::OrtCuda => passes::Target::OrtCuda,
+        }
+    }
 }
 
 /// How an order is made to come true.
@@ -105,7 +120,6 @@ enum Where {
 
 impl Optimize {
     pub fn run(self) -> anyhow::Result<()> {
-        let For::Portable = self.target;
         let output = self.destination();
         if self.print && is_pipe(&output) {
             super::usage_error("--print and '-' as output would share standard output");
@@ -128,6 +142,7 @@ impl Optimize {
             stop_after: self.stop_after,
             verify: self.verify,
             sizes: self.sizes.sizes(),
+            target: self.target.into(),
             anchors: match self.order_anchors {
                 OrderAnchors::Auto => Anchors::Auto,
                 OrderAnchors::Never => Anchors::Never,
