@@ -5,29 +5,28 @@
 //! `dmopt passes NAME` prints them. Adding a pass is one new file and two lines here: `mod`, and its place in
 //! [`PIPELINE`].
 
-use std::collections::{BTreeMap, HashMap};
-
-use dmopt_ir::{
-    Boundary, Def, Graph, Invariant, Model, Names, OpId, Patch, Refusal, Rewriter, Safety, ValueId,
-    Violation, infer, verify_model,
-};
+use dmopt_ir::{Graph, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
 
 mod affine;
 mod common_subexpressions;
 mod dedupe_initializers;
+mod driver;
 mod drop_dead;
 mod evaluate;
+mod flops;
 mod fold_batch_norm;
 mod fold_constants;
 mod fuse_layer_affine;
 mod fuse_scaled_sum;
 pub mod header;
 mod linear;
+mod offers;
 mod order_anchors;
 mod planning;
 mod resolve_reshape;
 mod schedule_for_memory;
 
+pub use driver::{FOLD_BUDGET, run};
 pub use fuse_scaled_sum::mixing_sites;
 pub use log::{Log, PassReport, Refused, Schedule, Site};
 pub use planning::{Anchors, Planning, Target};
@@ -36,7 +35,7 @@ mod log;
 #[cfg(test)]
 mod testing;
 
-/// Every pass in the order in which they run; the list repeats until nothing changes, then the final ones run.
+/// Every pass in the order in which they run, [stage](Stage) by stage; the first stage repeats until nothing changes.
 pub const PIPELINE: &[&dyn Pass] = &[
     &drop_dead::DropDead,
     &fold_constants::FoldConstants,
@@ -66,16 +65,16 @@ pub trait Pass: Sync {
         false
     }
 
-    /// True for a pass that runs once, after all others have come to rest.
-    fn is_final(&self) -> bool {
-        false
+    /// When it runs.
+    fn stage(&self) -> Stage {
+        Stage::Repeated
     }
 
     /// Edits one graph (the main graph or a body; bodies get their own call).
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>);
 
-    /// For a pass whose edits pay only where they bring the peak of the whole graph down: what it offers to do. The
-    /// driver takes the offers that pay (`offers.rs`); such a pass does nothing in [`Pass::run`].
+    /// What a pass of [`Stage::Offering`] could do: edits that pay only where they bring the peak of the whole graph down.
+    /// The driver takes those that do (`offers.rs`); such a pass does nothing in [`Pass::run`].
     fn offers(&self, _graph: &Graph, _planning: &Planning) -> Vec<Offer> {
         Vec::new()
     }
@@ -93,6 +92,19 @@ pub trait Pass: Sync {
     ) -> Result<Patch, Miss> {
         Err(Miss::NoMatch)
     }
+}
+
+/// When a pass runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Stage {
+    /// Again and again with the others of this stage, until nothing changes.
+    Repeated,
+    /// It makes offers when the passes above have come to rest; after what is taken, they run again.
+    Offering,
+    /// After that: it puts operators of the target in the place of standard ones, which other passes read better.
+    Lowering,
+    /// Once, at the very end.
+    Final,
 }
 
 /// An edit that a pass could make, and that pays only if the peak falls.
@@ -208,18 +220,15 @@ pub struct Options<'a> {
     pub fold_budget: Option<u64>,
     /// The memory that the model is optimized for.
     pub planning: Planning,
+    /// Take no more offers once the model needs no more than this many bytes.
+    pub budget_bytes: Option<u64>,
+    /// Take no offers that multiply the arithmetic by more than this; `None` means 1.
+    pub max_flops_ratio: Option<f64>,
     /// Check every invariant after every pass, not only in debug builds.
     pub verify: bool,
     /// Called before each run of a pass, with its name and the round (from 1).
     pub progress: Option<Progress<'a>>,
 }
-
-/// How many bytes folding constants may add to a model unless told otherwise.
-pub const FOLD_BUDGET: u64 = 1 << 20;
-
-/// Rounds of the pipeline after which it stops even if it still finds edits; a model that needs this many points to
-/// two passes that undo each other.
-const MAX_ROUNDS: usize = 16;
 
 /// What the pipeline did.
 #[derive(Debug, Default)]
@@ -270,201 +279,6 @@ pub fn find(name: &str) -> Result<&'static dyn Pass, Error> {
     })
 }
 
-/// Runs the pipeline over a model: the main graph and every body.
-///
-/// # Errors
-/// See [`Error`].
-pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
-    for name in options.only.iter().chain(&options.skip) {
-        find(name)?;
-    }
-    let chosen = |pass: &dyn Pass| {
-        let name = pass.name().to_string();
-        (options.only.is_empty() || options.only.contains(&name)) && !options.skip.contains(&name)
-    };
-    let passes: Vec<&dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
-    let (last, repeated): (Vec<&dyn Pass>, Vec<&dyn Pass>) = passes.iter().partition(|p| p.is_final());
-    let notes = infer::infer_graph(&mut model.graph);
-    let baseline = (options.verify || cfg!(debug_assertions)).then(|| Baseline::of(model));
-    let notes = notes.iter().map(ToString::to_string).collect();
-    let mut outcome = Outcome { notes, ..Outcome::default() };
-    // Anchors count as readers, which stand in the way of edits; and what they order may not stay as it is.
-    let came_as = layout(&model.graph);
-    if last.iter().any(|p| p.name() == order_anchors::OrderAnchors.name()) {
-        let (mut names, mut fuel) = (Names::default(), None);
-        let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Exact, &mut fuel);
-        order_anchors::strip(&mut rewriter);
-        // Taking out what nothing reads closes no cycle.
-        let _ = rewriter.finish();
-    }
-    let mut driver = Driver {
-        names: Names::of(model),
-        options,
-        fuel: options.stop_after,
-        fold_budget: options.fold_budget.unwrap_or(FOLD_BUDGET),
-        order_follows: passes.iter().any(|p| p.name() == schedule_for_memory::ScheduleForMemory.name()),
-        baseline,
-        logs: BTreeMap::new(),
-        edits: 0,
-        quiet_at: HashMap::new(),
-        worst: None,
-    };
-    for round in 1..=MAX_ROUNDS {
-        let before = driver.edits;
-        for pass in &repeated {
-            driver.run(*pass, model, round)?;
-        }
-        if driver.edits == before || driver.fuel == Some(0) {
-            break;
-        }
-    }
-    for pass in last {
-        driver.run(pass, model, 1)?;
-    }
-    driver.settle_order(&came_as, &layout(&model.graph));
-    let Driver { fuel, mut logs, worst, .. } = driver;
-    outcome.safety = worst;
-    outcome.out_of_fuel = fuel == Some(0);
-    // Up to version 3 of the format, every initializer is an input too; what passes add is none.
-    let is_new = |v| matches!(model.graph.value(v).def, Def::Initializer(_));
-    if outcome.safety.is_some() && model.ir_version < 4 && model.graph.values().any(is_new) {
-        model.ir_version = 4;
-    }
-    for pass in passes {
-        let log = logs.remove(pass.name()).unwrap_or_default();
-        outcome.sites.extend(log.sites.iter().cloned());
-        outcome.schedules.extend(log.schedules.iter().cloned());
-        outcome.passes.push(log.report(pass));
-    }
-    Ok(outcome)
-}
-
-/// Runs passes one after the other and keeps count.
-struct Driver<'a> {
-    options: &'a Options<'a>,
-    names: Names,
-    fuel: Option<u64>,
-    fold_budget: u64,
-    order_follows: bool,
-    baseline: Option<Baseline>,
-    logs: BTreeMap<&'static str, Log>,
-    /// Edits applied by all passes.
-    edits: u64,
-    /// The number of edits at which a pass had nothing more to do.
-    quiet_at: HashMap<&'static str, u64>,
-    worst: Option<Safety>,
-}
-
-impl Driver<'_> {
-    /// Moving operators back and forth, or taking anchors out and putting them in again, is no edit; leaving them out
-    /// is one.
-    fn settle_order(&mut self, came_as: &[String], left_as: &[String]) {
-        let movers = [schedule_for_memory::ScheduleForMemory.name(), order_anchors::OrderAnchors.name()];
-        let others: u64 =
-            self.logs.iter().filter(|(name, _)| !movers.contains(name)).map(|(_, log)| log.rewrites).sum();
-        if came_as == left_as && others == 0 {
-            self.logs.values_mut().for_each(|log| log.rewrites = 0);
-            self.worst = None;
-        } else if self.edits == 0 && came_as != left_as {
-            self.logs.entry(movers[1]).or_default().rewrites = 1;
-            self.worst = Some(Safety::Exact);
-        }
-    }
-
-    /// Runs one pass over a model, unless it has seen the model as it is.
-    fn run(&mut self, pass: &'static dyn Pass, model: &mut Model, round: usize) -> Result<(), Error> {
-        if self.quiet_at.get(pass.name()) == Some(&self.edits) {
-            return Ok(());
-        }
-        if let Some(progress) = self.options.progress {
-            progress(pass.name(), round);
-        }
-        let scheduled = self.logs.get(schedule_for_memory::ScheduleForMemory.name());
-        let reordered = scheduled.is_some_and(|log| log.rewrites > 0);
-        let log = self.logs.entry(pass.name()).or_default();
-        log.start_round();
-        log.reordered = reordered;
-        let mut context = Context {
-            fold_budget: &mut self.fold_budget,
-            planning: &self.options.planning,
-            in_body: false,
-            order_follows: self.order_follows,
-            log,
-        };
-        let allow = self.options.allow.unwrap_or(Safety::Approximates);
-        let mut rewriter = Rewriter::new(&mut model.graph, &mut self.names, allow, &mut self.fuel);
-        run_everywhere(pass, &mut rewriter, &mut context);
-        let worst = rewriter.worst();
-        let applied = rewriter.finish().map_err(|_| Error::Broken {
-            pass: pass.name(),
-            violations: "operators depend on each other in a circle".to_string(),
-        })?;
-        log.rewrites += applied;
-        self.edits += applied;
-        self.worst = self.worst.max(worst);
-        if applied > 0 {
-            // What was folded or dropped may tell a shape that was not known before.
-            infer::infer_graph(&mut model.graph);
-        }
-        if applied == 0 || pass.settles() {
-            self.quiet_at.insert(pass.name(), self.edits);
-        }
-        match &self.baseline {
-            Some(baseline) => baseline.check(model, pass.name()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The operators of a graph and its bodies in order, by name, type and results.
-fn layout(graph: &Graph) -> Vec<String> {
-    let mut lines = Vec::new();
-    for id in order_of(graph) {
-        let op = graph.op(id);
-        let results: Vec<&str> = op.results().map(|v| graph.value(v).name.as_str()).collect();
-        lines.push(format!("{} {} {}", op.name, op.op_type, results.join(" ")));
-        op.bodies().for_each(|body| lines.extend(layout(body)));
-    }
-    lines
-}
-
-/// Bodies first: what they capture may end there.
-fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
-    let in_body = std::mem::replace(&mut context.in_body, true);
-    for op in order_of(rewriter.graph()) {
-        rewriter.in_bodies(op, &mut |body| run_everywhere(pass, body, context));
-    }
-    context.in_body = in_body;
-    pass.run(rewriter, context);
-}
-
-/// What a model looked like before any pass: a pass is not to blame for what was wrong already.
-struct Baseline {
-    boundary: Boundary,
-    wrong: HashMap<Invariant, usize>,
-}
-
-impl Baseline {
-    fn of(model: &Model) -> Baseline {
-        let mut wrong = HashMap::new();
-        for violation in verify_model(model) {
-            *wrong.entry(violation.invariant).or_default() += 1;
-        }
-        Baseline { boundary: Boundary::of(&model.graph), wrong }
-    }
-
-    /// An invariant that more operators break than before is the pass's doing; names may have changed, so they are
-    /// counted.
-    fn check(&self, model: &Model, pass: &'static str) -> Result<(), Error> {
-        let violations = verify_model(model);
-        let count = |i: Invariant| violations.iter().filter(|v| v.invariant == i).count();
-        let is_new = |v: &&Violation| count(v.invariant) > self.wrong.get(&v.invariant).copied().unwrap_or(0);
-        let new = violations.iter().filter(is_new).cloned().chain(self.boundary.check(&model.graph));
-        let new: Vec<String> = new.map(|v| v.to_string()).collect();
-        if new.is_empty() { Ok(()) } else { Err(Error::Broken { pass, violations: new.join("\n") }) }
-    }
-}
-
 /// Levenshtein distance, for suggestions.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -483,6 +297,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use dmopt_ir::text::{parse_model, print_model};
+    use dmopt_ir::{Model, verify_model};
 
     use super::*;
 

@@ -49,7 +49,7 @@ use dmopt_ir::{Graph, Names, NewOp, OpId, Patch, Position, Rewriter, Safety};
 use dmopt_memory::steer::{self, ANCHOR};
 
 use crate::planning::{Anchors, Planning};
-use crate::{Context, Miss, Pass, order_of};
+use crate::{Context, Miss, Pass, Stage, order_of};
 
 /// See the header of this file.
 pub struct OrderAnchors;
@@ -67,8 +67,8 @@ impl Pass for OrderAnchors {
         Safety::Exact
     }
 
-    fn is_final(&self) -> bool {
-        true
+    fn stage(&self) -> Stage {
+        Stage::Final
     }
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use dmopt_ir::{Dim, Graph, OpId, Sizes};
-use dmopt_memory::ort::{self, Order, Settings, execution_order};
+use dmopt_memory::ort::{self, Order, Settings, Timeline, execution_order};
 use dmopt_memory::{Kernels, Unknown};
 
 /// What a result is for: the operators that it may use, and the kernels that run them.
@@ -132,10 +132,22 @@ impl Sized<'_> {
         self.peak(self.graph(), order)
     }
 
+    /// What is in memory at the sizes that matter most, step by step, if operators are executed in this order.
+    ///
+    /// # Errors
+    /// A size is not known.
+    pub(crate) fn timeline_in(&self, order: &[OpId]) -> Result<Timeline, Unknown> {
+        self.timeline(self.graph(), order)
+    }
+
     fn peak(&self, sized: &Graph, order: &[OpId]) -> Result<u64, Unknown> {
+        self.timeline(sized, order).map(|timeline| timeline.peak_bytes)
+    }
+
+    fn timeline(&self, sized: &Graph, order: &[OpId]) -> Result<Timeline, Unknown> {
         let runs = order.iter().copied().filter(|&id| !self.graph.op(id).is("Constant")).collect();
         let settings = Settings { kernels: self.kernels, ..Settings::default() };
-        Ok(ort::plan_order(self.graph, sized, runs, &settings)?.first_run.peak_bytes)
+        Ok(ort::plan_order(self.graph, sized, runs, &settings)?.first_run)
     }
 }
 

@@ -85,6 +85,14 @@ impl Pass for ScheduleForMemory {
 /// What a search may cost: less than a second, mostly far less.
 const LIMITS: Limits = Limits { states: 100_000, steps: 20_000_000 };
 
+/// An order that needs less than this one, if one is found.
+///
+/// # Errors
+/// A size is not known.
+pub(crate) fn better_order(sized: &Sized<'_>, order: &[OpId]) -> Result<Option<Vec<OpId>>, Unknown> {
+    best(sized, order).map(|best| best.order)
+}
+
 /// An order that needs less than that of the file, if there is one, and what is known about it.
 struct Best {
     order: Option<Vec<OpId>>,

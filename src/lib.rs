@@ -73,6 +73,10 @@ pub struct Options<'a> {
     pub seed: u64,
     /// What the result is for.
     pub target: passes::Target,
+    /// Take no more rewrites that trade for memory once the model needs no more than this many bytes.
+    pub budget_bytes: Option<u64>,
+    /// How much more arithmetic such rewrites may cost, as a factor; `None` means 1: none.
+    pub max_flops_ratio: Option<f64>,
     /// How ONNX Runtime is made to follow the order that was found.
     pub anchors: Anchors,
     /// Whether the result has to prove itself.
@@ -95,6 +99,8 @@ impl Options<'_> {
             sizes: self.sizes.clone(),
             seed: self.seed,
             target: self.target,
+            budget_bytes: self.budget_bytes,
+            max_flops_ratio: self.max_flops_ratio,
             anchors,
             validate: self.validate,
             runtimes: self.runtimes.clone(),
@@ -224,6 +230,8 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
         allow: Some(allow),
         stop_after: options.stop_after,
         verify: options.verify,
+        budget_bytes: options.budget_bytes,
+        max_flops_ratio: options.max_flops_ratio,
         progress: Some(&progress),
         planning: passes::Planning {
             target: options.target,

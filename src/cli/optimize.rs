@@ -41,6 +41,12 @@ pub struct Optimize {
     /// How ONNX Runtime, which does not follow the file, is made to run operators in the order found
     #[arg(long, value_enum, default_value_t = OrderAnchors::Auto)]
     order_anchors: OrderAnchors,
+    /// Stop looking for rewrites that trade for memory once the predicted peak is this low
+    #[arg(long, value_name = "N")]
+    budget_bytes: Option<u64>,
+    /// How much more arithmetic such rewrites may cost, as a factor
+    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = ratio)]
+    max_flops_ratio: f64,
     #[command(flatten)]
     sizes: SizeArgs,
     /// First seed of the random inputs
@@ -118,6 +124,12 @@ enum Where {
     Both,
 }
 
+/// A factor of at least 1.
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio: f64 = text.parse().map_err(|_| "not a number".to_string())?;
+    if ratio >= 1.0 { Ok(ratio) } else { Err("a factor is at least 1".to_string()) }
+}
+
 impl Optimize {
     pub fn run(self) -> anyhow::Result<()> {
         let output = self.destination();
@@ -143,6 +155,8 @@ impl Optimize {
             verify: self.verify,
             sizes: self.sizes.sizes(),
             target: self.target.into(),
+            budget_bytes: self.budget_bytes,
+            max_flops_ratio: Some(self.max_flops_ratio),
             anchors: match self.order_anchors {
                 OrderAnchors::Auto => Anchors::Auto,
                 OrderAnchors::Never => Anchors::Never,

@@ -1,0 +1,264 @@
+//! Runs the passes over a model, stage by stage, and keeps count.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use dmopt_ir::{
+    Boundary, Def, Graph, Invariant, Model, Names, Rewriter, Safety, Violation, infer, verify_model,
+};
+
+use crate::offers::{Offers, Taken};
+use crate::{
+    Context, Error, Log, Options, Outcome, PIPELINE, Pass, Stage, find, order_anchors, order_of,
+    schedule_for_memory,
+};
+
+/// How many bytes folding constants may add to a model unless told otherwise.
+pub const FOLD_BUDGET: u64 = 1 << 20;
+
+/// Rounds of the repeated passes after which they stop even if they still find edits; a model that needs this many points
+/// to two passes that undo each other.
+const MAX_ROUNDS: usize = 16;
+
+/// Runs the pipeline over a model: the main graph and every body.
+///
+/// # Errors
+/// See [`Error`].
+pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
+    for name in options.only.iter().chain(&options.skip) {
+        find(name)?;
+    }
+    let chosen = |pass: &dyn Pass| {
+        let name = pass.name().to_string();
+        (options.only.is_empty() || options.only.contains(&name)) && !options.skip.contains(&name)
+    };
+    let passes: Vec<&'static dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
+    let of = |stage: Stage| passes.iter().copied().filter(move |p| p.stage() == stage);
+    let notes = infer::infer_graph(&mut model.graph);
+    let baseline = (options.verify || cfg!(debug_assertions)).then(|| Baseline::of(model));
+    let notes = notes.iter().map(ToString::to_string).collect();
+    let mut outcome = Outcome { notes, ..Outcome::default() };
+    // Anchors count as readers, which stand in the way of edits; and what they order may not stay as it is.
+    let came_as = layout(&model.graph);
+    if passes.iter().any(|p| p.name() == order_anchors::OrderAnchors.name()) {
+        let (mut names, mut fuel) = (Names::default(), None);
+        let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Exact, &mut fuel);
+        order_anchors::strip(&mut rewriter);
+        // Taking out what nothing reads closes no cycle.
+        let _ = rewriter.finish();
+    }
+    let mut driver = Driver {
+        names: Names::of(model),
+        options,
+        fuel: options.stop_after,
+        fold_budget: options.fold_budget.unwrap_or(FOLD_BUDGET),
+        order_follows: passes.iter().any(|p| p.name() == schedule_for_memory::ScheduleForMemory.name()),
+        baseline,
+        logs: BTreeMap::new(),
+        edits: 0,
+        rounds: 0,
+        quiet_at: HashMap::new(),
+        worst: None,
+    };
+    let repeated: Vec<&'static dyn Pass> = of(Stage::Repeated).collect();
+    driver.rest(&repeated, model)?;
+    let offers = Offers {
+        offering: of(Stage::Offering).collect(),
+        lowering: of(Stage::Lowering).collect(),
+        options,
+        reorder: driver.order_follows,
+    };
+    let taken = offers.choose(&model.graph, &driver.names, &mut driver.logs);
+    driver.take(&offers, &taken, model)?;
+    driver.rest(&repeated, model)?;
+    for pass in of(Stage::Lowering) {
+        driver.run(pass, model)?;
+    }
+    driver.rest(&repeated, model)?;
+    for pass in of(Stage::Final) {
+        driver.run(pass, model)?;
+    }
+    driver.settle_order(&came_as, &layout(&model.graph));
+    let Driver { fuel, mut logs, worst, .. } = driver;
+    outcome.safety = worst;
+    outcome.out_of_fuel = fuel == Some(0);
+    // Up to version 3 of the format, every initializer is an input too; what passes add is none.
+    let is_new = |v| matches!(model.graph.value(v).def, Def::Initializer(_));
+    if outcome.safety.is_some() && model.ir_version < 4 && model.graph.values().any(is_new) {
+        model.ir_version = 4;
+    }
+    for pass in passes {
+        let log = logs.remove(pass.name()).unwrap_or_default();
+        outcome.sites.extend(log.sites.iter().cloned());
+        outcome.schedules.extend(log.schedules.iter().cloned());
+        outcome.passes.push(log.report(pass));
+    }
+    Ok(outcome)
+}
+
+/// Runs passes one after the other and keeps count.
+struct Driver<'a> {
+    options: &'a Options<'a>,
+    names: Names,
+    fuel: Option<u64>,
+    fold_budget: u64,
+    order_follows: bool,
+    baseline: Option<Baseline>,
+    logs: BTreeMap<&'static str, Log>,
+    /// Edits applied by all passes.
+    edits: u64,
+    /// How often the repeated passes have begun.
+    rounds: usize,
+    /// The number of edits at which a pass had nothing more to do.
+    quiet_at: HashMap<&'static str, u64>,
+    worst: Option<Safety>,
+}
+
+impl Driver<'_> {
+    /// Moving operators back and forth, or taking anchors out and putting them in again, is no edit; leaving them out
+    /// is one.
+    fn settle_order(&mut self, came_as: &[String], left_as: &[String]) {
+        let movers = [schedule_for_memory::ScheduleForMemory.name(), order_anchors::OrderAnchors.name()];
+        let others: u64 =
+            self.logs.iter().filter(|(name, _)| !movers.contains(name)).map(|(_, log)| log.rewrites).sum();
+        if came_as == left_as && others == 0 {
+            self.logs.values_mut().for_each(|log| log.rewrites = 0);
+            self.worst = None;
+        } else if self.edits == 0 && came_as != left_as {
+            self.logs.entry(movers[1]).or_default().rewrites = 1;
+            self.worst = Some(Safety::Exact);
+        }
+    }
+
+    /// Runs passes again and again until nothing changes.
+    fn rest(&mut self, passes: &[&'static dyn Pass], model: &mut Model) -> Result<(), Error> {
+        for _ in 0..MAX_ROUNDS {
+            let before = self.edits;
+            self.rounds += 1;
+            for pass in passes {
+                self.run(*pass, model)?;
+            }
+            if self.edits == before || self.fuel == Some(0) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the offers that were chosen: what one makes possible for an earlier pass is found in a second round.
+    fn take(&mut self, offers: &Offers<'_>, taken: &Taken, model: &mut Model) -> Result<(), Error> {
+        let mut done = BTreeSet::new();
+        while done.len() < taken.len() && self.fuel != Some(0) {
+            let before = done.len();
+            for pass in &offers.offering {
+                self.edit(*pass, model, &mut |rewriter, _| offers.run(*pass, taken, &mut done, rewriter))?;
+            }
+            if done.len() == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one pass over a model, unless it has seen the model as it is.
+    fn run(&mut self, pass: &'static dyn Pass, model: &mut Model) -> Result<(), Error> {
+        if self.quiet_at.get(pass.name()) == Some(&self.edits) {
+            return Ok(());
+        }
+        if let Some(progress) = self.options.progress {
+            progress(pass.name(), self.rounds);
+        }
+        self.logs.entry(pass.name()).or_default().start_round();
+        self.edit(pass, model, &mut |rewriter, context| run_everywhere(pass, rewriter, context))
+    }
+
+    /// Lets a pass edit a model, and keeps count.
+    fn edit(
+        &mut self,
+        pass: &'static dyn Pass,
+        model: &mut Model,
+        edit: &mut dyn FnMut(&mut Rewriter<'_>, &mut Context<'_>),
+    ) -> Result<(), Error> {
+        let scheduled = self.logs.get(schedule_for_memory::ScheduleForMemory.name());
+        let reordered = scheduled.is_some_and(|log| log.rewrites > 0);
+        let log = self.logs.entry(pass.name()).or_default();
+        log.reordered = reordered;
+        let mut context = Context {
+            fold_budget: &mut self.fold_budget,
+            planning: &self.options.planning,
+            in_body: false,
+            order_follows: self.order_follows,
+            log,
+        };
+        let allow = self.options.allow.unwrap_or(Safety::Approximates);
+        let mut rewriter = Rewriter::new(&mut model.graph, &mut self.names, allow, &mut self.fuel);
+        edit(&mut rewriter, &mut context);
+        let worst = rewriter.worst();
+        let applied = rewriter.finish().map_err(|_| Error::Broken {
+            pass: pass.name(),
+            violations: "operators depend on each other in a circle".to_string(),
+        })?;
+        log.rewrites += applied;
+        self.edits += applied;
+        self.worst = self.worst.max(worst);
+        if applied > 0 {
+            // What was folded or dropped may tell a shape that was not known before.
+            infer::infer_graph(&mut model.graph);
+        }
+        if applied == 0 || pass.settles() {
+            self.quiet_at.insert(pass.name(), self.edits);
+        }
+        match &self.baseline {
+            Some(baseline) => baseline.check(model, pass.name()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The operators of a graph and its bodies in order, by name, type and results.
+fn layout(graph: &Graph) -> Vec<String> {
+    let mut lines = Vec::new();
+    for id in order_of(graph) {
+        let op = graph.op(id);
+        let results: Vec<&str> = op.results().map(|v| graph.value(v).name.as_str()).collect();
+        lines.push(format!("{} {} {}", op.name, op.op_type, results.join(" ")));
+        op.bodies().for_each(|body| lines.extend(layout(body)));
+    }
+    lines
+}
+
+/// Bodies first: what they capture may end there.
+fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+    let in_body = std::mem::replace(&mut context.in_body, true);
+    for op in order_of(rewriter.graph()) {
+        rewriter.in_bodies(op, &mut |body| run_everywhere(pass, body, context));
+    }
+    context.in_body = in_body;
+    pass.run(rewriter, context);
+}
+
+/// What a model looked like before any pass: a pass is not to blame for what was wrong already.
+struct Baseline {
+    boundary: Boundary,
+    wrong: HashMap<Invariant, usize>,
+}
+
+impl Baseline {
+    fn of(model: &Model) -> Baseline {
+        let mut wrong = HashMap::new();
+        for violation in verify_model(model) {
+            *wrong.entry(violation.invariant).or_default() += 1;
+        }
+        Baseline { boundary: Boundary::of(&model.graph), wrong }
+    }
+
+    /// An invariant that more operators break than before is the pass's doing; names may have changed, so they are
+    /// counted.
+    fn check(&self, model: &Model, pass: &'static str) -> Result<(), Error> {
+        let violations = verify_model(model);
+        let count = |i: Invariant| violations.iter().filter(|v| v.invariant == i).count();
+        let is_new = |v: &&Violation| count(v.invariant) > self.wrong.get(&v.invariant).copied().unwrap_or(0);
+        let new = violations.iter().filter(is_new).cloned().chain(self.boundary.check(&model.graph));
+        let new: Vec<String> = new.map(|v| v.to_string()).collect();
+        if new.is_empty() { Ok(()) } else { Err(Error::Broken { pass, violations: new.join("\n") }) }
+    }
+}

@@ -1,0 +1,419 @@
+//! Which offers are taken: those that bring the predicted peak down.
+//!
+//! The graph is at rest when this begins. A trial is a copy of it in which some offers are taken, each at a level, with
+//! the target's operators put in and the operators ordered anew; its peak is that of the runtime's plan. While a trial
+//! needs less than the best so far, the offers that touch what is in memory at its peak are taken one level further:
+//! all of them together, or where that does not help one at a time. At the end, whatever can be taken back without a
+//! higher peak is taken back, so no more is changed than pays.
+//!
+//! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
+//! below it, and what another offer made possible is found again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+
+use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer};
+use dmopt_memory::ort::{Tenant, Timeline};
+
+use crate::flops::flops;
+use crate::{Context, Log, Miss, Offer, Options, Pass, order_of, schedule_for_memory};
+
+/// An offer: the pass that makes it, and the name of the result that stays.
+pub(crate) type Key = (&'static str, String);
+
+/// Offers that are taken, with their levels.
+pub(crate) type Taken = BTreeMap<Key, usize>;
+
+/// A trial has to bring the peak down by one part in this many.
+const WORTHWHILE: u64 = 256;
+
+/// Steps that need this share of the peak, in parts of 64, are looked at together with it.
+const NEAR_PEAK: u64 = 63;
+
+/// Operators that all trials together may go through.
+const WORK: usize = 400_000;
+
+/// The passes that take part, and what they may do.
+pub(crate) struct Offers<'a> {
+    /// Those that make offers.
+    pub offering: Vec<&'static dyn Pass>,
+    /// Those that put the target's operators in.
+    pub lowering: Vec<&'static dyn Pass>,
+    /// What the caller wants.
+    pub options: &'a Options<'a>,
+    /// True if operators will be put in the best order.
+    pub reorder: bool,
+}
+
+/// A copy of the graph with some offers taken.
+struct Trial {
+    taken: Taken,
+    /// The peak in bytes, at each of the sizes that matter.
+    peaks: Vec<u64>,
+    flops: u128,
+    /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
+    next: BTreeMap<Key, Range<usize>>,
+    /// Why an offer that is in `taken` came to nothing.
+    refused: BTreeMap<Key, String>,
+}
+
+impl Trial {
+    /// True if this needs less than another, at some size, and more at none.
+    fn beats(&self, other: &Trial) -> bool {
+        let (now, before) = (self.peaks[0], other.peaks[0]);
+        now + before / WORTHWHILE < before && self.no_worse(other)
+    }
+
+    fn no_worse(&self, other: &Trial) -> bool {
+        self.peaks.iter().zip(&other.peaks).all(|(now, before)| now <= before)
+    }
+}
+
+impl Offers<'_> {
+    /// The offers that pay. What was tried and does not is noted in the logs of its pass.
+    pub fn choose(&self, graph: &Graph, names: &Names, logs: &mut BTreeMap<&'static str, Log>) -> Taken {
+        let nothing = Taken::new();
+        if self.offering.is_empty() {
+            return nothing;
+        }
+        let Some(mut best) = self.attempt(graph, names, &nothing) else { return nothing };
+        let allowed = self.options.max_flops_ratio.unwrap_or(1.0) * best.flops as f64;
+        let mut trials = WORK / graph.op_count().max(1);
+        let mut useless: BTreeMap<Key, String> = BTreeMap::new();
+        let mut attempt = |taken: &Taken| {
+            trials = trials.checked_sub(1)?;
+            self.attempt(graph, names, taken)
+        };
+        let fits = |best: &Trial| self.options.budget_bytes.is_some_and(|budget| best.peaks[0] <= budget);
+        while !fits(&best) {
+            let next: Vec<(&Key, &Range<usize>)> =
+                best.next.iter().filter(|(key, _)| !useless.contains_key(*key)).collect();
+            let mut found = None;
+            for step in steps(&next) {
+                let mut taken = best.taken.clone();
+                taken.extend(step.iter().cloned());
+                let Some(trial) = attempt(&taken) else { break };
+                let too_much = trial.flops as f64 > allowed;
+                if !too_much && trial.beats(&best) {
+                    found = Some(trial);
+                    break;
+                }
+                if let [(key, _)] = &step[..] {
+                    let reason = match trial.refused.get(key) {
+                        Some(reason) => reason.clone(),
+                        None if too_much => "it would take more arithmetic than allowed".to_string(),
+                        None => format!("the peak would not fall below {} bytes", best.peaks[0]),
+                    };
+                    useless.insert(key.clone(), reason);
+                }
+            }
+            match found {
+                Some(trial) => best = trial,
+                None => break,
+            }
+        }
+        // Backwards: what was needed first is needed most.
+        for key in best.taken.clone().keys().rev() {
+            let mut fewer = best.taken.clone();
+            fewer.remove(key);
+            let Some(trial) = attempt(&fewer) else { break };
+            if trial.no_worse(&best) {
+                useless.insert(key.clone(), "the peak is as low without it".to_string());
+                best = trial;
+            }
+        }
+        useless.extend(best.refused);
+        for ((pass, result), reason) in useless {
+            if !best.taken.contains_key(&(pass, result.clone())) {
+                logs.entry(pass).or_default().refuse(format!("'{result}'"), reason);
+            }
+        }
+        best.taken
+    }
+
+    /// A trial with these offers taken; `None` where sizes are not known.
+    fn attempt(&self, graph: &Graph, names: &Names, taken: &Taken) -> Option<Trial> {
+        let mut graph = graph.clone();
+        let (mut names, mut fuel) = (names.clone(), None);
+        let allow = self.options.allow.unwrap_or(Safety::Approximates);
+        let mut made = HashMap::new();
+        let mut refused = BTreeMap::new();
+        let mut done = BTreeSet::new();
+        loop {
+            let before = done.len();
+            for pass in &self.offering {
+                let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
+                let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
+                self.take(*pass, taken, &mut done, &mut rewriter, &mut made, &mut note);
+                rewriter.finish().ok()?;
+                infer::infer_graph(&mut graph);
+            }
+            if done.len() == before {
+                break;
+            }
+        }
+        let offers = self.open(&graph, taken);
+        let mut log = Log::default();
+        for pass in &self.lowering {
+            let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
+            let mut context = Context {
+                fold_budget: &mut 0,
+                planning: &self.options.planning,
+                in_body: false,
+                order_follows: self.reorder,
+                log: &mut log,
+            };
+            pass.run(&mut rewriter, &mut context);
+            rewriter.finish().ok()?;
+            infer::infer_graph(&mut graph);
+        }
+        let sized = self.options.planning.sized(&graph);
+        let mut order = order_of(&graph);
+        if self.reorder
+            && let Some(better) = schedule_for_memory::better_order(&sized, &order).ok()?
+        {
+            order = better;
+        }
+        let peaks = sized.peaks_in(&order).ok()?;
+        let hot = hot(&sized.timeline_in(&order).ok()?, &graph);
+        let reached =
+            offers.into_iter().filter(|(_, relieves, _)| relieves.iter().any(|name| hot.contains(name)));
+        let mut next: BTreeMap<Key, Range<usize>> =
+            reached.map(|(key, _, levels)| (key, 0..levels)).collect();
+        for (name, (key, levels)) in &made {
+            if hot.contains(name) && *name != key.1 && taken[key] + 1 < *levels {
+                next.insert(key.clone(), taken[key] + 1..*levels);
+            }
+        }
+        Some(Trial { taken: taken.clone(), peaks, flops: flops(sized.graph()), next, refused })
+    }
+
+    /// Offers that are not taken: what each relieves, by name, and its levels.
+    fn open(&self, graph: &Graph, taken: &Taken) -> Vec<(Key, Vec<String>, usize)> {
+        let mut open = Vec::new();
+        for pass in &self.offering {
+            for offer in pass.offers(graph, &self.options.planning) {
+                let Some(key) = key_of(*pass, graph, &offer) else { continue };
+                if !taken.contains_key(&key) {
+                    let relieves = offer.relieves.iter().map(|&v| graph.value(v).name.clone()).collect();
+                    open.push((key, relieves, offer.levels));
+                }
+            }
+        }
+        open
+    }
+
+    /// Takes the offers of one pass that are in `taken` and not done yet. `made` learns which values came of each, and
+    /// how many levels it has.
+    fn take(
+        &self,
+        pass: &'static dyn Pass,
+        taken: &Taken,
+        done: &mut BTreeSet<Key>,
+        rewriter: &mut Rewriter<'_>,
+        made: &mut HashMap<String, (Key, usize)>,
+        refused: &mut dyn FnMut(&Key, String),
+    ) {
+        let planning = &self.options.planning;
+        for offer in pass.offers(rewriter.graph(), planning) {
+            let graph = rewriter.graph();
+            let Some(key) = graph.is_live(offer.op).then(|| key_of(pass, graph, &offer)).flatten() else {
+                continue;
+            };
+            let Some(&level) = taken.get(&key) else { continue };
+            if done.contains(&key) {
+                continue;
+            }
+            let first = graph.value_bound();
+            let patch: Result<Patch, Miss> = pass.take(graph, planning, &offer, level.min(offer.levels - 1));
+            match patch.map(|patch| rewriter.apply(patch)) {
+                Ok(Ok(())) => {
+                    let graph = rewriter.graph();
+                    let new = graph.values().filter(|v| v.index() >= first);
+                    made.extend(new.map(|v| (graph.value(v).name.clone(), (key.clone(), offer.levels))));
+                    done.insert(key);
+                }
+                Ok(Err(refusal)) => refused(&key, refusal.to_string()),
+                Err(Miss::Refused(reason)) => refused(&key, reason),
+                Err(Miss::NoMatch | Miss::NoEffect) => {}
+            }
+        }
+    }
+
+    /// Takes offers for good.
+    pub fn run(
+        &self,
+        pass: &'static dyn Pass,
+        taken: &Taken,
+        done: &mut BTreeSet<Key>,
+        rewriter: &mut Rewriter<'_>,
+    ) {
+        self.take(pass, taken, done, rewriter, &mut HashMap::new(), &mut |_, _| {});
+    }
+}
+
+/// What to try, one after the other: all offers at once, from the mildest levels on, then each alone.
+fn steps(next: &[(&Key, &Range<usize>)]) -> Vec<Vec<(Key, usize)>> {
+    let levels = |offers: &[(&Key, &Range<usize>)]| {
+        let most = offers.iter().map(|(_, levels)| levels.len()).max().unwrap_or(0);
+        let at = |further: usize| {
+            let level = |levels: &Range<usize>| (levels.start + further).min(levels.end - 1);
+            offers.iter().map(|(key, levels)| ((*key).clone(), level(levels))).collect::<Vec<_>>()
+        };
+        (0..most).map(at).collect::<Vec<_>>()
+    };
+    let mut steps = levels(next);
+    if next.len() > 1 {
+        steps.extend(next.chunks(1).flat_map(levels));
+    }
+    steps
+}
+
+fn key_of(pass: &dyn Pass, graph: &Graph, offer: &Offer) -> Option<Key> {
+    Some((pass.name(), graph.value(graph.op(offer.op).output(0)?).name.clone()))
+}
+
+/// Names of the values in memory at the steps that need most.
+fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
+    let near = u128::from(timeline.peak_bytes) * u128::from(NEAR_PEAK);
+    let is_near = |at: &usize| u128::from(timeline.steps[*at].total_bytes()) * 64 >= near;
+    let mut hot = HashSet::new();
+    for at in (0..timeline.steps.len()).filter(is_near) {
+        for (buffer, _) in timeline.live(at) {
+            let there = |t: &&Tenant| t.first <= at && t.readers.last().is_none_or(|&last| last >= at);
+            hot.extend(buffer.tenants.iter().filter(there).map(|t| graph.value(t.value).name.clone()));
+        }
+    }
+    hot
+}
+
+#[cfg(test)]
+mod tests {
+    use dmopt_ir::text::{canonical, parse_model};
+    use dmopt_ir::{NewOp, OpId, ValueId};
+
+    use super::*;
+    use crate::{Planning, Stage};
+
+    /// Offers to write a Sum as a chain of Add, one Add more at each level.
+    struct Unroll;
+
+    impl Pass for Unroll {
+        fn name(&self) -> &'static str {
+            "unroll"
+        }
+
+        fn source(&self) -> &'static str {
+            ""
+        }
+
+        fn safety(&self) -> Safety {
+            Safety::Reassociates
+        }
+
+        fn stage(&self) -> Stage {
+            Stage::Offering
+        }
+
+        fn run(&self, _: &mut Rewriter<'_>, _: &mut Context<'_>) {}
+
+        fn offers(&self, graph: &Graph, _: &Planning) -> Vec<Offer> {
+            let sums = order_of(graph).into_iter().filter(|&op| graph.op(op).is("Sum"));
+            let offer = |op: OpId| {
+                let operands: Vec<ValueId> = graph.op(op).operands().collect();
+                Offer { op, levels: operands.len() - 1, relieves: operands }
+            };
+            sums.map(offer).collect()
+        }
+
+        fn take(&self, graph: &Graph, _: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
+            let mut rest = graph.op(offer.op).operands();
+            let mut patch = Patch::new(Safety::Reassociates);
+            let mut sum = rest.next().ok_or(Miss::NoMatch)?.into();
+            for operand in rest.by_ref().take(level + 1) {
+                sum = patch.add_op(NewOp::new("Add", [sum, operand.into()]));
+            }
+            let left: Vec<_> = rest.map(Into::into).collect();
+            if !left.is_empty() {
+                sum = patch.add_op(NewOp::new("Sum", std::iter::once(sum).chain(left)));
+            }
+            patch.replace_uses(graph.op(offer.op).output(0).ok_or(Miss::NoMatch)?, sum);
+            Ok(patch)
+        }
+    }
+
+    const SUMS: &str = "f (float[64] x) => (float[1] y) <int64[1] axis = {0}> {
+        a = Exp(x)  b = Neg(x)  c = Abs(x)  d = Tanh(x)  s = Sum(a, b, c, d)
+        p = ReduceSum(s, axis)  q = Exp(p)  r = Neg(p)  y = Sum(p, q, r)
+    }";
+
+    fn choose(text: &str, options: &Options<'_>) -> (Taken, Vec<String>) {
+        let mut model = parse_model(text).unwrap();
+        infer::infer_graph(&mut model.graph);
+        let offers = Offers { offering: vec![&Unroll], lowering: Vec::new(), options, reorder: true };
+        let mut logs = BTreeMap::new();
+        let taken = offers.choose(&model.graph, &Names::of(&model), &mut logs);
+        let log = logs.remove("unroll").unwrap_or_default();
+        (
+            taken,
+            log.report(&Unroll).refused.into_iter().map(|r| format!("{}: {}", r.node, r.reason)).collect(),
+        )
+    }
+
+    #[test]
+    fn what_is_at_the_peak_is_taken_as_far_as_it_pays_and_nothing_else() {
+        let (taken, refused) = choose(SUMS, &Options::default());
+        assert_eq!(taken, Taken::from([(("unroll", "s".to_string()), 1)]));
+        assert!(refused.is_empty(), "{refused:?}");
+    }
+
+    #[test]
+    fn a_model_that_fits_is_left_alone() {
+        let fits = Options { budget_bytes: Some(6 * 256), ..Options::default() };
+        assert_eq!(choose(SUMS, &fits).0, Taken::new());
+        let tight = Options { budget_bytes: Some(5 * 256), ..Options::default() };
+        assert_eq!(choose(SUMS, &tight).0, Taken::from([(("unroll", "s".to_string()), 0)]));
+    }
+
+    #[test]
+    fn an_offer_that_is_not_safe_enough_is_refused_with_the_reason() {
+        let exact = Options { allow: Some(Safety::Exact), ..Options::default() };
+        let (taken, refused) = choose(SUMS, &exact);
+        assert_eq!((taken.len(), refused), (0, vec!["'s': not bit-identical (reassociates)".to_string()]));
+    }
+
+    #[test]
+    fn an_offer_that_does_not_lower_the_peak_is_named() {
+        let (taken, refused) =
+            choose("f (float[64] x, float[64] z) => (float[64] y) { y = Sum(x, z) }", &Options::default());
+        assert_eq!((taken.len(), refused), (0, vec![]));
+        let text = "f (float[64] x) => (float[64] y) { a = Exp(x) b = Neg(x) y = Sum(a, b) }";
+        assert_eq!(choose(text, &Options::default()).1, ["'y': the peak would not fall below 768 bytes"]);
+    }
+
+    #[test]
+    fn arithmetic_is_bounded() {
+        let less = Options { max_flops_ratio: Some(0.5), ..Options::default() };
+        let (taken, refused) = choose(SUMS, &less);
+        assert_eq!(
+            (taken.len(), refused),
+            (0, vec!["'s': it would take more arithmetic than allowed".to_string()])
+        );
+    }
+
+    #[test]
+    fn taking_for_good_does_what_the_trial_did() {
+        let mut model = parse_model(SUMS).unwrap();
+        let options = Options::default();
+        let offers =
+            Offers { offering: vec![&Unroll], lowering: Vec::new(), options: &options, reorder: true };
+        let taken = Taken::from([(("unroll", "s".to_string()), 2)]);
+        let (mut names, mut fuel) = (Names::of(&model), None);
+        let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Reassociates, &mut fuel);
+        offers.run(&Unroll, &taken, &mut BTreeSet::new(), &mut rewriter);
+        rewriter.finish().unwrap();
+        let chain = "t = Add(a, b)  c = Abs(x)  u = Add(t, c)  d = Tanh(x)  s = Add(u, d)";
+        let expected = SUMS.replace("c = Abs(x)  d = Tanh(x)  s = Sum(a, b, c, d)", chain);
+        assert_eq!(canonical(&model.graph), canonical(&parse_model(&expected).unwrap().graph));
+    }
+}
