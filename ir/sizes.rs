@@ -1,13 +1,14 @@
 //! Sizes put in for open dimensions, to make the sizes of all values known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Dim, Graph, TensorType, Type, infer};
+use crate::{Def, Dim, Graph, TensorType, Type, infer};
 
 /// Sizes for what a model leaves open.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sizes {
-    /// By the name of a symbolic dimension, or `input.axis` for a dimension of an input that has no name.
+    /// By the name of a symbolic dimension, or `value.axis` for a dimension without a name, of an input or of a value
+    /// whose size depends on data.
     pub dims: BTreeMap<String, u64>,
     /// Whole shapes, by the name of an input.
     pub shapes: BTreeMap<String, Vec<u64>>,
@@ -18,10 +19,11 @@ impl Graph {
     /// graph; what is written stays as open as it was.
     pub fn with_sizes(&self, sizes: &Sizes) -> Graph {
         let mut graph = self.clone();
-        for input in graph.inputs().to_vec() {
-            let value = graph.value_mut(input);
+        for id in graph.values().collect::<Vec<_>>() {
+            let is_input = matches!(graph.value(id).def, Def::Input { .. });
+            let value = graph.value_mut(id);
             let Some(Type::Tensor(ty)) = &mut value.ty else { continue };
-            if let Some(shape) = sizes.shapes.get(&value.name) {
+            if let Some(shape) = sizes.shapes.get(&value.name).filter(|_| is_input) {
                 ty.shape = Some(shape.iter().map(|&size| Dim::Known(size)).collect());
             }
             for (axis, dim) in ty.shape.iter_mut().flatten().enumerate() {
@@ -52,6 +54,29 @@ impl Graph {
         }
         infer::infer_graph(&mut graph);
         graph
+    }
+
+    /// Names by which [`Sizes`] knows what the inputs leave open, and what only values inside do: names of dimensions,
+    /// and `value.axis` for those without one.
+    pub fn open_dims(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        let (mut of_inputs, mut inside) = (BTreeSet::new(), BTreeSet::new());
+        for id in self.values() {
+            let value = self.value(id);
+            let shape = self.tensor_type(id).and_then(|ty| ty.shape.as_ref());
+            for (axis, dim) in shape.into_iter().flatten().enumerate() {
+                let name = match dim {
+                    Dim::Symbol(name) if !name.starts_with('{') => name.to_string(),
+                    Dim::Unknown => format!("{}.{axis}", value.name),
+                    _ => continue,
+                };
+                match value.def {
+                    Def::Input { .. } => of_inputs.insert(name),
+                    _ => inside.insert(name),
+                };
+            }
+        }
+        inside.retain(|name| !of_inputs.contains(name));
+        (of_inputs, inside)
     }
 
     fn put_in(&mut self, dims: &BTreeMap<String, u64>) {
@@ -102,6 +127,19 @@ mod tests {
             |g: &Graph| g.inputs().iter().map(|&v| g.tensor_type(v).unwrap().to_string()).collect::<Vec<_>>();
         assert_eq!(types(&graph.with_sizes(&sizes)), ["float[5,7,3]", "float[2]"]);
         assert_eq!(types(&graph), ["float[N,?,3]", "float[]"]);
+    }
+
+    #[test]
+    fn what_depends_on_data_gets_a_size_and_so_does_what_follows() {
+        let text = "g (float[4,n] x) => (float[] y) { m = NonZero(x) t = Transpose(m) y = Cast<to = 1>(t) }";
+        let mut graph = crate::text::parse_graph(text, crate::text::default_opsets()).unwrap();
+        infer::infer_graph(&mut graph);
+        let (of_inputs, inside) = graph.open_dims();
+        assert_eq!(Vec::from_iter(of_inputs), ["n"]);
+        assert_eq!(Vec::from_iter(inside), ["m.1", "t.0", "y.0"]);
+        let sizes = Sizes { dims: [("m.1".to_string(), 7)].into(), ..Sizes::default() };
+        let sized = graph.with_sizes(&sizes);
+        assert_eq!(sized.tensor_type(sized.outputs()[0]).unwrap().to_string(), "float[7,2]");
     }
 
     #[test]

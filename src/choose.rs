@@ -1,9 +1,10 @@
-//! Which of several files with the same operators needs least in the session that will serve it.
+//! Which of several results needs least in the session that will serve it, the original among them.
 //!
 //! A session that may optimize replaces operators by fused ones, which get other numbers, so the order that it executes
-//! does not follow from the file alone. Where ONNX Runtime is there, it is asked: if the file with order anchors does
-//! not come down to the predicted peak, the other ways to arrange the same operators are measured as well, and the
-//! lightest is taken.
+//! does not follow from the file alone; and it may need more for operators that by themselves need less. Where ONNX
+//! Runtime is there, it is asked: if the result does not come down to the predicted peak, other ways to arrange the same
+//! operators are measured as well, and where everything needs more than the original, the original's own operators.
+//! Without ONNX Runtime, its plan stands in for it.
 
 use bytes::Bytes;
 use dmopt_ir::Model;
@@ -21,6 +22,23 @@ pub(crate) struct Candidate {
     pub measured: Vec<Arrangement>,
 }
 
+impl Candidate {
+    /// The figures were not measured but are those of a plan: no column of the report has them, a remark says what came
+    /// of them.
+    pub fn weighed_by_plan(&mut self) {
+        let measured = std::mem::take(&mut self.measured);
+        let least = measured.iter().min_by_key(|way| way.bytes);
+        if let (Some(first), Some(way)) = (measured.first(), least)
+            && way != first
+        {
+            self.outcome.notes.push(format!(
+                "operators stand {} because ONNX Runtime is predicted to need {} bytes then, and {} {}",
+                way.operators, way.bytes, first.bytes, first.operators
+            ));
+        }
+    }
+}
+
 /// Files beyond this are not measured in several arrangements: each is in memory as a whole then.
 const MAX_BYTES: usize = 1 << 30;
 
@@ -30,48 +48,59 @@ const AS_PREDICTED: u64 = 50;
 /// The passes that decide about order.
 const ORDER: [&str; 2] = ["schedule-for-memory", "order-anchors"];
 
-/// Takes `first`, or another arrangement of the same operators that needs less in a session of this runtime. Where no
-/// mixing site was rewritten and everything needs more than the original, that is the original itself.
+/// Says what a model needs, in bytes; `None` where that is not known.
+pub(crate) type Scale<'a> = &'a dyn Fn(&Model) -> Option<u64>;
+
+/// Takes `first`, or what needs less on this scale: the same operators arranged in another way or, where they need more
+/// than the original, the original's operators.
 ///
 /// # Errors
 /// A pass failed.
 pub(crate) fn lightest(
-    ort: &dyn Backend,
+    weigh: Scale<'_>,
     source: &Source,
     original: &Model,
     first: Candidate,
     options: &Options<'_>,
-    check: &runtime::Options,
 ) -> Result<Candidate, Error> {
-    let moved = first.outcome.passes.iter().any(|p| ORDER.contains(&p.name) && p.rewrites > 0);
+    let edited = |ours: bool| {
+        let mut passes = first.outcome.passes.iter().filter(|pass| ORDER.contains(&pass.name) == ours);
+        passes.any(|pass| pass.rewrites > 0)
+    };
+    let (moved, rewritten) = (edited(true), edited(false));
+    // Who asks for certain passes, or for a part of what they do, gets that.
+    let asked = !options.passes.is_empty() || options.stop_after.is_some();
+    if (!moved && !rewritten) || (asked && !moved) || options.stop_after.is_some() {
+        return Ok(first);
+    }
     let main = first.outcome.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes);
     let promised = main.map_or(0, |schedule| schedule.after_bytes);
-    let measure = |model: &Model| peak(ort, source, model, check);
-    let (true, Ok(bytes), Ok(before)) = (moved, measure(&first.model), measure(original)) else {
-        return Ok(first);
-    };
+    let (Some(bytes), Some(before)) = (weigh(&first.model), weigh(original)) else { return Ok(first) };
     let mut measured = vec![Arrangement { operators: "in the order found".to_string(), bytes }];
     let mut best = first;
     let mut least = bytes;
-    if bytes > before || bytes.saturating_sub(promised) > promised / AS_PREDICTED {
-        let all: Vec<&str> = PIPELINE.iter().map(|pass| pass.name()).collect();
-        let mut others: Vec<(&str, &[&str], Anchors)> = vec![("as they came", &ORDER, options.anchors)];
+    let all: Vec<&str> = PIPELINE.iter().map(|pass| pass.name()).collect();
+    let others: Vec<&str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();
+    let mut ways: Vec<(&str, &[&str], Anchors)> = Vec::new();
+    if moved && bytes.saturating_sub(promised) > promised / AS_PREDICTED {
+        ways.push(("as they came", &ORDER, options.anchors));
         if options.anchors != Anchors::Never {
-            others.push(("numbered for onnxruntime", &[], Anchors::Never));
+            ways.push(("numbered for onnxruntime", &[], Anchors::Never));
         }
-        if best.outcome.sites.iter().all(|site| !site.rewritten) {
-            others.push(("as in the original", &all, options.anchors));
-        }
-        for (name, skipped, anchors) in others {
-            let mut skip = options.skip.clone();
-            skip.extend(skipped.iter().map(|name| name.to_string()));
-            let mut model = original.clone();
-            let outcome = rewrite(&mut model, source, &options.with(anchors, skip))?;
-            let Ok(bytes) = measure(&model) else { continue };
-            measured.push(Arrangement { operators: name.to_string(), bytes });
-            if bytes < least {
-                (least, best) = (bytes, Candidate { model, outcome, measured: Vec::new() });
-            }
+    }
+    if bytes > before && !asked {
+        ways.push(("as in the original, but in the order found", &others, options.anchors));
+        ways.push(("as in the original", &all, options.anchors));
+    }
+    for (name, skipped, anchors) in ways {
+        let mut skip = options.skip.clone();
+        skip.extend(skipped.iter().map(|name| name.to_string()));
+        let mut model = original.clone();
+        let outcome = rewrite(&mut model, source, &options.with(anchors, skip))?;
+        let Some(bytes) = weigh(&model) else { continue };
+        measured.push(Arrangement { operators: name.to_string(), bytes });
+        if bytes < least {
+            (least, best) = (bytes, Candidate { model, outcome, measured: Vec::new() });
         }
     }
     Ok(Candidate { measured, ..best })
@@ -81,7 +110,7 @@ pub(crate) fn lightest(
 ///
 /// # Errors
 /// It is too large, or does not load or run.
-fn peak(
+pub(crate) fn measured_peak(
     ort: &dyn Backend,
     source: &Source,
     model: &Model,

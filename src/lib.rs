@@ -133,7 +133,7 @@ pub enum Stage<'a> {
         /// How often the pipeline has begun, this time included.
         round: usize,
     },
-    /// Measuring what the result needs in ONNX Runtime, to choose between arrangements of its operators.
+    /// Measuring what the result needs in ONNX Runtime, to choose between arrangements of its operators and the original.
     Measure,
     /// Writing the result.
     Write,
@@ -173,16 +173,19 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let outcome = rewrite(&mut model, source, options)?;
     let mut check = runtime::Options {
         seed: options.seed,
-        pins: runtime::inputs::Pins {
-            dims: options.sizes.dims.clone(),
-            shapes: options.sizes.shapes.clone(),
-        },
+        pins: report::pins(&original.graph, &options.sizes),
         ..runtime::Options::default()
     };
     let mut candidate = Candidate { model, outcome, measured: Vec::new() };
-    if let Some(ort) = found.as_ref().and_then(|found| found.ort.as_deref()) {
-        say(Stage::Measure);
-        candidate = choose::lightest(ort, source, &original, candidate, options, &check)?;
+    let ort = found.as_ref().and_then(|found| found.ort.as_deref());
+    ort.iter().for_each(|_| say(Stage::Measure));
+    let weigh = |model: &Model| match ort {
+        Some(ort) => choose::measured_peak(ort, source, model, &check).ok(),
+        None => open.peak(&model.graph, None).ok(),
+    };
+    candidate = choose::lightest(&weigh, source, &original, candidate, options)?;
+    if ort.is_none() {
+        candidate.weighed_by_plan();
     }
     let Candidate { model, outcome, measured } = candidate;
     check.tolerance = tolerance::of(&original, &outcome);

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use dmopt_ir::{DType, Graph, Model, Sizes};
+use dmopt_ir::{DType, Dim, Graph, Model, Sizes};
 use dmopt_passes::Outcome;
 use dmopt_runtime::inputs::{Pins, assignments};
 use dmopt_runtime::{Interface, Port};
@@ -398,6 +398,26 @@ pub(crate) fn computes_in_half(graph: &Graph) -> bool {
 /// What predictions are for: the default of [`memory::ort::Settings`].
 pub const PLANNED_FOR: &str = "onnxruntime 1.32, cpu";
 
+/// The sizes that inputs of a run can have; those of values inside, which come about in the run, are for plans alone.
+pub(crate) fn pins(graph: &Graph, given: &Sizes) -> Pins {
+    let (_, inside) = graph.open_dims();
+    let of_inputs = given.dims.iter().filter(|(name, _)| !inside.contains(*name));
+    Pins { dims: of_inputs.map(|(name, &size)| (name.clone(), size)).collect(), shapes: given.shapes.clone() }
+}
+
+/// The name of an open dimension of the first value whose size is not known.
+fn dim_of(graph: &Graph, unknown: &memory::Unknown) -> Option<String> {
+    let memory::Unknown::Sizes(names) = unknown else { return None };
+    let value = graph.values().find(|&v| Some(&graph.value(v).name) == names.first())?;
+    let shape = graph.tensor_type(value)?.shape.as_ref()?;
+    let open = |(axis, dim): (usize, &Dim)| match dim {
+        Dim::Symbol(name) if !name.starts_with('{') => Some(name.to_string()),
+        Dim::Unknown => Some(format!("{}.{axis}", graph.value(value).name)),
+        _ => None,
+    };
+    shape.iter().enumerate().find_map(open)
+}
+
 /// The open dimensions of a model's inputs, and what the caller says about them.
 pub(crate) struct OpenSizes {
     given: Sizes,
@@ -420,8 +440,7 @@ impl OpenSizes {
             graph.tensor_type(input).map(|ty| Port { name, ty: ty.clone() })
         };
         let interface = Interface { inputs: required.filter_map(port).collect(), outputs: Vec::new() };
-        let pins = Pins { dims: given.dims.clone(), shapes: given.shapes.clone() };
-        let mut tried = assignments(&interface, &pins).map_err(|cause| cause.to_string())?;
+        let mut tried = assignments(&interface, &pins(graph, given)).map_err(|cause| cause.to_string())?;
         let alone = tried.len() == 1;
         let first = tried.drain(..).next().unwrap_or_default();
         let (open, fixed) = if alone {
@@ -441,13 +460,7 @@ impl OpenSizes {
     ) -> Predicted {
         let run = || Some(validation?.runs.first()?.sizes.clone());
         let dims = self.fixed.clone().or_else(run);
-        let peak = |model: &Model| match computes_in_half(&model.graph) {
-            true => {
-                Err("ONNX Runtime adds casts around half-precision kernels, which the plan does not know"
-                    .into())
-            }
-            false => self.plan(&model.graph, dims.as_ref()).map(|plan| plan.first_run.peak_bytes),
-        };
+        let peak = |model: &Model| self.peak(&model.graph, dims.as_ref());
         let (before, after) = (peak(original), peak(model));
         Predicted {
             runtime: PLANNED_FOR.to_string(),
@@ -456,6 +469,18 @@ impl OpenSizes {
             after_bytes: after.ok(),
             sizes: dims.unwrap_or_default(),
         }
+    }
+
+    /// The peak of one run in ONNX Runtime, in bytes, with the sizes that the caller fixes, or these.
+    ///
+    /// # Errors
+    /// Why it is not known: a sentence.
+    pub(crate) fn peak(&self, graph: &Graph, dims: Option<&BTreeMap<String, u64>>) -> Result<u64, String> {
+        if computes_in_half(graph) {
+            let casts = "ONNX Runtime adds casts around half-precision kernels, which the plan does not know";
+            return Err(casts.to_string());
+        }
+        self.plan(graph, dims).map(|plan| plan.first_run.peak_bytes)
     }
 
     /// What one run takes in ONNX Runtime, with the sizes that the caller fixes, or these.
@@ -468,19 +493,27 @@ impl OpenSizes {
         dims: Option<&BTreeMap<String, u64>>,
     ) -> Result<memory::ort::Plan, String> {
         let settings = memory::ort::Settings { sizes: self.sizes(dims), ..Default::default() };
-        memory::ort::plan(graph, &settings).map_err(|unknown| self.explain(&unknown))
+        memory::ort::plan(graph, &settings).map_err(|unknown| self.explain(graph, &unknown))
     }
 
     /// The sizes that the caller fixes, or these.
     pub(crate) fn sizes(&self, dims: Option<&BTreeMap<String, u64>>) -> Sizes {
-        let dims = dims.or(self.fixed.as_ref()).unwrap_or(&self.given.dims).clone();
-        Sizes { dims, shapes: self.given.shapes.clone() }
+        let mut all = self.given.dims.clone();
+        all.extend(
+            dims.or(self.fixed.as_ref()).into_iter().flatten().map(|(name, &size)| (name.clone(), size)),
+        );
+        Sizes { dims: all, shapes: self.given.shapes.clone() }
     }
 
     /// Why something is not known, and how to make it known: a sentence.
-    pub(crate) fn explain(&self, unknown: &memory::Unknown) -> String {
+    pub(crate) fn explain(&self, graph: &Graph, unknown: &memory::Unknown) -> String {
         match self.open.as_slice() {
-            [] => unknown.to_string(),
+            [] => match (unknown, dim_of(graph, unknown)) {
+                (memory::Unknown::Sizes(_), Some(name)) => {
+                    format!("{unknown}, because it depends on data (--dim {name}=N gives it a size)")
+                }
+                _ => unknown.to_string(),
+            },
             [name] => format!("{unknown}; dimension {name} is open (--dim {name}=N gives it a size)"),
             names => {
                 let flags: Vec<String> = names.iter().map(|name| format!("--dim {name}=N")).collect();

@@ -337,3 +337,18 @@ fn predicted_bytes_are_measured_bytes() {
         }
     }
 }
+
+/// How many elements are not zero is known when the model has run.
+const DATA_DEPENDENT: &str = "<ir_version: 10, opset_import: [\"\": 21]>
+    g (float[4,8] x) => (float[2,k] y) { m = NonZero(x) c = Cast<to = 1>(m) e = Exp(c) y = Neg(e) }";
+
+#[test]
+fn a_size_that_depends_on_data_is_named_and_can_be_given() {
+    let desk = Desk::with_text(DATA_DEPENDENT);
+    desk.refuses("memory m.onnx", 1, &["'m'", "depends on data", "--dim m.1=N"]);
+    let report = json(&desk, "m.onnx --dim m.1=10");
+    adds_up(&report);
+    // Two rows of ten: the indices are of 8 bytes, the rest of 4.
+    assert_eq!(report.peak_bytes, 160 + 80);
+    desk.run("optimize m.onnx --dim m.1=10").succeeds();
+}

@@ -156,3 +156,18 @@ fn an_optimizing_session_gets_the_lightest_arrangement_that_was_measured() {
     assert_eq!(least, Some(measured.after_bytes));
     assert!(measured.after_bytes < measured.before_bytes);
 }
+
+/// Two or three channels become eight in a default session, which computes in blocks of channels.
+#[cfg(feature = "ort")]
+#[test]
+fn a_session_in_which_rewriting_does_not_pay_gets_the_operators_of_the_original() {
+    let Some(library) = super::memory::library() else { return };
+    let desk = Desk::with(EXPORT);
+    let library = library.display();
+    desk.run(&format!("optimize m.onnx --validate-with ort --ort-lib {library} --report r.json")).succeeds();
+    let report = desk.report("r.json");
+    let measured = report.peak.measured.unwrap();
+    assert!(measured.after_bytes <= measured.before_bytes, "{measured:?}");
+    let least = report.arrangements.iter().map(|arrangement| arrangement.bytes).min();
+    assert_eq!(least, Some(measured.after_bytes));
+}

@@ -488,7 +488,7 @@ fn documents<R: serde::Serialize + serde::de::DeserializeOwned>(page: &str, real
 fn the_documented_report_is_a_real_one() {
     let Some(ort) = ort() else { return };
     let desk = Desk::with(EXPORT);
-    desk.run(&format!("optimize m.onnx --report r.json {ort}")).succeeds();
+    desk.run(&format!("optimize m.onnx --session tuned --report r.json {ort}")).succeeds();
     let mut real = desk.report("r.json");
     real.passes.truncate(2);
     real.mixing_sites.truncate(2);

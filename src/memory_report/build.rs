@@ -27,7 +27,7 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
     let sized = model.graph.with_sizes(&sizes);
     let settings = Settings { kernels: options.kernels, sizes, ..Settings::default() };
     let planned = Planned::new(&model.graph, &sized, &settings, options.session)
-        .map_err(|unknown| fail(open.explain(&unknown)))?;
+        .map_err(|unknown| fail(open.explain(&model.graph, &unknown)))?;
 
     let run = &planned.run;
     let names = Names { graph: &sized, run };
