@@ -120,6 +120,21 @@ impl Graph {
         self.opsets.get(domain).copied().unwrap_or(0)
     }
 
+    /// Imports these operator sets, in bodies too.
+    pub(crate) fn set_opsets(&mut self, opsets: &Arc<Opsets>) {
+        self.opsets = opsets.clone();
+        for op in self.ops.node_weights_mut() {
+            op.bodies_mut().for_each(|body| body.set_opsets(opsets));
+        }
+    }
+
+    /// True if an operator, also one of a body, is of this operator set.
+    pub(crate) fn uses_domain(&self, domain: &str) -> bool {
+        self.ops()
+            .map(|id| self.op(id))
+            .any(|op| op.domain == domain || op.bodies().any(|b| b.uses_domain(domain)))
+    }
+
     /// What else the file said about this graph; opaque here.
     pub fn extra(&self) -> &Bytes {
         &self.extra

@@ -25,6 +25,26 @@ pub struct Model {
     pub extra: Bytes,
 }
 
+impl Model {
+    /// Imports an operator set into the main graph and its bodies, unless a version of it is there. True if it was not.
+    pub fn import(&mut self, domain: &str, version: i64) -> bool {
+        let is_new = !self.opsets.contains_key(domain);
+        if is_new {
+            Arc::make_mut(&mut self.opsets).insert(domain.to_string(), version);
+            self.graph.set_opsets(&self.opsets);
+        }
+        is_new
+    }
+
+    /// Takes the import of an operator set away again, if the main graph and its bodies have no operator of it.
+    pub fn drop_import(&mut self, domain: &str) {
+        if !self.graph.uses_domain(domain) {
+            Arc::make_mut(&mut self.opsets).remove(domain);
+            self.graph.set_opsets(&self.opsets);
+        }
+    }
+}
+
 /// A model-local function: a graph that operators of its domain and name stand for.
 #[derive(Clone, Debug)]
 pub struct Function {

@@ -97,6 +97,13 @@ impl NewOp {
         NewOp { op, inputs, types, position: Position::At(id), result_hint: None }
     }
 
+    /// Makes it an operator of another operator set, or of another type.
+    pub fn of(mut self, domain: &str, op_type: &str) -> NewOp {
+        self.op.domain = domain.to_string();
+        self.op.op_type = op_type.to_string();
+        self
+    }
+
     /// Adds an attribute, or replaces the one of this name.
     pub fn attribute(mut self, name: &str, value: impl Into<AttributeValue>) -> NewOp {
         self.op.attributes.retain(|a| a.name != name);

@@ -33,6 +33,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     };
     let passes: Vec<&'static dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
     let of = |stage: Stage| passes.iter().copied().filter(move |p| p.stage() == stage);
+    let imported = options.planning.target.domain().filter(|domain| model.import(domain, 1));
     let notes = infer::infer_graph(&mut model.graph);
     let baseline = (options.verify || cfg!(debug_assertions)).then(|| Baseline::of(model));
     let notes = notes.iter().map(ToString::to_string).collect();
@@ -78,6 +79,9 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         driver.run(pass, model)?;
     }
     driver.settle_order(&came_as, &layout(&model.graph));
+    if let Some(domain) = imported {
+        model.drop_import(domain);
+    }
     let Driver { fuel, mut logs, worst, .. } = driver;
     outcome.safety = worst;
     outcome.out_of_fuel = fuel == Some(0);

@@ -2,9 +2,12 @@
 //!
 //! A header is the run of `//!` lines that opens the file. Blocks fenced as `onnx` hold graphs in the text form:
 //! two blocks with a line `->` between them are before and after; a block below a line `refused: REASON` must be
-//! left as it is. An initializer without data stands for any: the tests give it seeded values.
+//! left as it is. A line `target: NAME` says what the example below it is optimized for, where that is not `portable`.
+//! An initializer without data stands for any: the tests give it seeded values.
 
 use std::ops::Range;
+
+use crate::Target;
 
 /// The examples in a header.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -22,6 +25,8 @@ pub struct Rewrite {
     pub before: Block,
     /// After.
     pub after: Block,
+    /// What the result is for.
+    pub target: Target,
 }
 
 /// A graph that the pass must leave alone.
@@ -31,6 +36,8 @@ pub struct Refusal {
     pub reason: String,
     /// The graph.
     pub graph: Block,
+    /// What the result would be for.
+    pub target: Target,
 }
 
 /// A fenced block.
@@ -51,6 +58,9 @@ pub enum HeaderError {
     /// A block is neither one of a pair nor refused.
     #[error("line {0}: a block needs '->' and a second one after it, or 'refused: REASON' above it")]
     Alone(usize),
+    /// A target that there is not.
+    #[error("line {0}: there is no such target")]
+    Target(usize),
 }
 
 /// The header without its comment marks, as it is shown to people.
@@ -67,6 +77,7 @@ pub fn examples(source: &str) -> Result<Examples, HeaderError> {
     let mut refused: Option<String> = None;
     let mut before: Option<Block> = None;
     let mut arrow = false;
+    let mut target = Target::default();
     let mut lines = lines(source).enumerate();
     while let Some((number, line)) = lines.next() {
         let line = line.trim();
@@ -74,6 +85,9 @@ pub fn examples(source: &str) -> Result<Examples, HeaderError> {
             arrow = true;
         } else if let Some(reason) = line.strip_prefix("refused:") {
             refused = Some(reason.trim().to_string());
+        } else if let Some(name) = line.strip_prefix("target:") {
+            let named = Target::ALL.into_iter().find(|target| target.name() == name.trim());
+            target = named.ok_or(HeaderError::Target(number + 1))?;
         } else if line == "```onnx" {
             let mut block = Block { text: String::new(), lines: number + 1..number + 1 };
             loop {
@@ -85,9 +99,15 @@ pub fn examples(source: &str) -> Result<Examples, HeaderError> {
                 block.lines.end += 1;
             }
             match (before.take(), refused.take()) {
-                (Some(before), None) if arrow => examples.rewrites.push(Rewrite { before, after: block }),
+                (Some(before), None) if arrow => {
+                    let target = std::mem::take(&mut target);
+                    examples.rewrites.push(Rewrite { before, after: block, target });
+                }
                 (Some(before), _) => return Err(HeaderError::Alone(before.lines.start)),
-                (None, Some(reason)) => examples.refusals.push(Refusal { reason, graph: block }),
+                (None, Some(reason)) => {
+                    let target = std::mem::take(&mut target);
+                    examples.refusals.push(Refusal { reason, graph: block, target });
+                }
                 (None, None) => before = Some(block),
             }
             arrow = false;
@@ -150,11 +170,20 @@ fn code() {}
     #[test]
     fn examples_are_found_in_the_header_alone() {
         let found = examples(SOURCE).unwrap();
-        let [Rewrite { before, after }] = found.rewrites.as_slice() else { panic!("{found:?}") };
-        assert_eq!(before.text, "f (x) => (y) {\n  y = A(x)\n}\n");
+        let [Rewrite { before, after, target }] = found.rewrites.as_slice() else { panic!("{found:?}") };
+        assert_eq!((before.text.as_str(), *target), ("f (x) => (y) {\n  y = A(x)\n}\n", Target::Portable));
         assert_eq!((after.text.as_str(), &after.lines), ("f (x) => (y) {}\n", &(12..13)));
-        let [Refusal { reason, graph }] = found.refusals.as_slice() else { panic!("{found:?}") };
+        let [Refusal { reason, graph, .. }] = found.refusals.as_slice() else { panic!("{found:?}") };
         assert_eq!((reason.as_str(), graph.text.as_str()), ("too odd", "g (x) => (y) {}\n"));
+    }
+
+    #[test]
+    fn a_target_is_that_of_the_example_below_it() {
+        let source = SOURCE.replacen("//! ```onnx", "//! target: ort-cpu\n//! ```onnx", 1);
+        let found = examples(&source).unwrap();
+        assert_eq!((found.rewrites[0].target, found.refusals[0].target), (Target::OrtCpu, Target::Portable));
+        let unknown = source.replace("ort-cpu", "ort");
+        assert_eq!(examples(&unknown), Err(HeaderError::Target(6)));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use dmopt_ir::{Graph, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
 
+mod accumulate_in_place;
 mod affine;
 mod common_subexpressions;
 mod dedupe_initializers;
@@ -46,6 +47,7 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &fuse_layer_affine::FuseLayerAffine,
     &fold_batch_norm::FoldBatchNorm,
     &schedule_for_memory::ScheduleForMemory,
+    &accumulate_in_place::AccumulateInPlace,
     &order_anchors::OrderAnchors,
 ];
 

@@ -31,6 +31,11 @@ impl Target {
         }
     }
 
+    /// The operator set that a result may use beside the standard one.
+    pub fn domain(self) -> Option<&'static str> {
+        (self == Target::OrtCpu).then_some("com.microsoft")
+    }
+
     /// Name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {

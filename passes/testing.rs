@@ -3,7 +3,7 @@
 use dmopt_ir::text::{canonical, parse_model, print_graph};
 use dmopt_ir::{Model, verify_model};
 
-use crate::{Options, Outcome, run};
+use crate::{Options, Outcome, Planning, Target, run};
 
 /// Runs one pass over a model in text form until it has nothing more to do.
 pub(crate) fn optimize(pass: &str, text: &str, options: Options<'_>) -> (Model, Outcome) {
@@ -17,17 +17,30 @@ pub(crate) fn optimize(pass: &str, text: &str, options: Options<'_>) -> (Model, 
 
 /// The pass turns `before` into `after`, up to renaming, and finds nothing to do in the result.
 pub(crate) fn check(pass: &str, before: &str, after: &str) -> Outcome {
-    let (mut model, outcome) = optimize(pass, before, Options::default());
+    check_for(Target::Portable, pass, before, after)
+}
+
+/// The same for a target.
+pub(crate) fn check_for(target: Target, pass: &str, before: &str, after: &str) -> Outcome {
+    let planning = Planning { target, ..Planning::default() };
+    let (mut model, outcome) =
+        optimize(pass, before, Options { planning: planning.clone(), ..Options::default() });
     let expected = parse_model(after).unwrap_or_else(|error| panic!("{after}\n{error}"));
     assert_eq!(canonical(&model.graph), canonical(&expected.graph), "{}", print_graph(&model.graph));
-    let again = run(&mut model, &Options { only: vec![pass.to_string()], ..Options::default() }).unwrap();
+    let again =
+        run(&mut model, &Options { only: vec![pass.to_string()], planning, ..Options::default() }).unwrap();
     assert_eq!(again.safety, None, "the pass is not done: {}", print_graph(&model.graph));
     outcome
 }
 
 /// The pass changes nothing. Gives what it refused, as `node: reason`.
 pub(crate) fn left_alone(pass: &str, text: &str) -> Vec<String> {
-    let outcome = check(pass, text, text);
+    left_alone_for(Target::Portable, pass, text)
+}
+
+/// The same for a target.
+pub(crate) fn left_alone_for(target: Target, pass: &str, text: &str) -> Vec<String> {
+    let outcome = check_for(target, pass, text, text);
     assert_eq!(outcome.safety, None);
     refusals(&outcome)
 }

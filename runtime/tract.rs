@@ -234,7 +234,11 @@ fn check(graph: &GraphProto, known: &Known) -> Result<(), RuntimeError> {
     }
     for node in &graph.node {
         let id = (standard(&node.domain), node.op_type.clone());
-        if !id.0.is_empty() || known.functions.contains(&id) || !known.operators.contains(&*node.op_type) {
+        let expanded = is_fused_conv(node);
+        if (!id.0.is_empty() && !expanded)
+            || known.functions.contains(&id)
+            || (!expanded && !known.operators.contains(&*node.op_type))
+        {
             let operator = if id.0.is_empty() { id.1 } else { format!("{}::{}", id.0, id.1) };
             return Err(RuntimeError::Operator { operator, runtime: NAME });
         }
@@ -248,10 +252,11 @@ fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
 }
 
 /// Rewrites what tract trips over: nodes of the same name (it wants them unique, ONNX does not), Gemm (it scales in
-/// f32, whatever the type of the operands), and symbolic sizes in the declared inputs of bodies, which no size that
+/// f32, whatever the type of the operands), ONNX Runtime's fused convolution (it has none), and symbolic sizes in the declared inputs of bodies, which no size that
 /// a run chooses could match.
 fn prepare(graph: &mut GraphProto, top: bool) {
-    graph.node = std::mem::take(&mut graph.node).into_iter().flat_map(without_gemm).collect();
+    let nodes = std::mem::take(&mut graph.node).into_iter();
+    graph.node = nodes.flat_map(without_gemm).flat_map(without_fused_conv).collect();
     let mut names: HashSet<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
     names.extend(graph.input.iter().map(|v| v.name.clone()));
     for node in &mut graph.node {
@@ -294,6 +299,52 @@ fn without_gemm(node: NodeProto) -> Vec<NodeProto> {
     if let Some(c) = node.input.get(2).filter(|c| !c.is_empty()) {
         let c = steps.scale(c, factor("beta"), "beta");
         steps.push("Add", &[&product, &c], vec![], "sum");
+    }
+    if let Some(last) = steps.nodes.last_mut() {
+        last.output = node.output;
+        last.name = node.name;
+    }
+    steps.nodes
+}
+
+/// ONNX Runtime's `FusedConv`.
+fn is_fused_conv(node: &NodeProto) -> bool {
+    node.domain == "com.microsoft" && node.op_type == "FusedConv"
+}
+
+/// `activation(Conv(X, W, B) + Z)` in standard operators; any other node as it is.
+fn without_fused_conv(node: NodeProto) -> Vec<NodeProto> {
+    let Some(out) = node.output.first().filter(|_| is_fused_conv(&node)) else { return vec![node] };
+    let mut steps = Steps { prefix: format!("{out}/fused"), like: String::new(), nodes: Vec::new() };
+    let attribute = |name: &str| node.attribute.iter().find(|x| x.name == name);
+    let operands: Vec<&str> = node.input.iter().map(String::as_str).collect();
+    let conv = operands.get(..operands.len().min(3)).unwrap_or_default();
+    let conv = if conv.last() == Some(&"") { &conv[..conv.len() - 1] } else { conv };
+    let own = |x: &&AttributeProto| !x.name.starts_with("activation");
+    let mut value = steps.push("Conv", conv, node.attribute.iter().filter(own).cloned().collect(), "conv");
+    if let Some(z) = operands.get(3).filter(|z| !z.is_empty()) {
+        value = steps.push("Add", &[&value, z], vec![], "sum");
+    }
+    let parameters = attribute("activation_params").map_or(&[][..], |x| &x.floats);
+    let float = |name: &str, at: usize| {
+        let f = parameters.get(at).copied().unwrap_or_default();
+        AttributeProto { name: name.into(), r#type: AttributeType::Float as i32, f, ..Default::default() }
+    };
+    match attribute("activation").map(|x| String::from_utf8_lossy(&x.s).into_owned()).as_deref() {
+        None | Some("") => {}
+        Some("Clip") => {
+            for (at, op, bound) in [(0, "Max", "least"), (1, "Min", "most")] {
+                let number = steps.push("Constant", &[], vec![float("value_float", at)], bound);
+                value = steps.push(op, &[&value, &number], vec![], &format!("above/{bound}"));
+            }
+        }
+        Some("LeakyRelu") => _ = steps.push("LeakyRelu", &[&value], vec![float("alpha", 0)], "leaky"),
+        Some("HardSigmoid") => {
+            let attributes = vec![float("alpha", 0), float("beta", 1)];
+            _ = steps.push("HardSigmoid", &[&value], attributes, "hard");
+        }
+        // What tract does not know by this name is refused when it parses the node.
+        Some(other) => _ = steps.push(other, &[&value], vec![], "activation"),
     }
     if let Some(last) = steps.nodes.last_mut() {
         last.output = node.output;
@@ -655,6 +706,52 @@ mod tests {
             let y = run(model.file(), &[("a".into(), a)]).unwrap();
             assert_eq!(y[0].1, tensor(dtype, &[2, 2], &[25.5, 39.0, 27.0, 39.0]), "{dtype}");
         }
+    }
+
+    #[test]
+    fn a_fused_convolution_adds_and_activates() {
+        let text = |name: &str, value: &str| AttributeProto {
+            name: name.into(),
+            r#type: AttributeType::String as i32,
+            s: value.into(),
+            ..Default::default()
+        };
+        let numbers = |values: &[f32]| AttributeProto {
+            name: "activation_params".into(),
+            r#type: AttributeType::Floats as i32,
+            floats: values.to_vec(),
+            ..Default::default()
+        };
+        let fused = |inputs: &[&str], attributes: Vec<AttributeProto>| {
+            let model = ModelBuilder::new()
+                .input("x", DType::F32, &["1", "2", "2"])
+                .input("z", DType::F32, &["1", "2", "2"])
+                .constant("w", &f32s(&[2, 1, 1], &[2.0, -1.0]))
+                .constant("b", &f32s(&[2], &[0.5, 0.0]))
+                .output("y", DType::F32, &["1", "2", "2"])
+                .node_with("FusedConv", inputs, &["y"], [vec![int("group", 2)], attributes].concat())
+                .edit(|_, g| g.node[0].domain = "com.microsoft".into());
+            let x = ("x".to_string(), f32s(&[1, 2, 2], &[1.0, -2.0, 3.0, -4.0]));
+            let z = ("z".to_string(), f32s(&[1, 2, 2], &[1.0, 1.0, -8.0, 0.0]));
+            let values = run(model.file(), &[x, z]).unwrap()[0].1.to_f64().unwrap();
+            values.into_iter().map(|v| (v * 100.0).round() / 100.0).collect::<Vec<_>>()
+        };
+        let all = ["x", "w", "b", "z"];
+        assert_eq!(fused(&["x", "w"], vec![]), [2.0, -4.0, -3.0, 4.0]);
+        assert_eq!(fused(&["x", "w", "b"], vec![]), [2.5, -3.5, -3.0, 4.0]);
+        assert_eq!(fused(&["x", "w", "", "z"], vec![]), [3.0, -3.0, -11.0, 4.0]);
+        assert_eq!(fused(&all, vec![text("activation", "Relu")]), [3.5, 0.0, 0.0, 4.0]);
+        assert_eq!(fused(&all, vec![text("activation", "Tanh")]), [1.0, -0.99, -1.0, 1.0]);
+        assert_eq!(
+            fused(&all, vec![text("activation", "LeakyRelu"), numbers(&[0.5])]),
+            [3.5, -1.25, -5.5, 4.0]
+        );
+        assert_eq!(
+            fused(&all, vec![text("activation", "Clip"), numbers(&[-1.0, 3.0])]),
+            [3.0, -1.0, -1.0, 3.0]
+        );
+        let hard = vec![text("activation", "HardSigmoid"), numbers(&[0.25, 0.5])];
+        assert_eq!(fused(&all, hard), [1.0, 0.0, 0.0, 1.0]);
     }
 
     #[test]

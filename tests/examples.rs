@@ -13,7 +13,7 @@ use dmopt_ir::text::{
 };
 use dmopt_ir::{Def, Graph, Model, Safety, Storage, TensorType, verify_model};
 use dmopt_passes::header::{self, Block, Examples, Rewrite};
-use dmopt_passes::{Options, Outcome, PIPELINE, Pass};
+use dmopt_passes::{Options, Outcome, PIPELINE, Pass, Planning, Target};
 use dmopt_runtime::inputs::{Rng, random_tensor};
 use dmopt_runtime::{ModelFile, Status, Tolerance, validate};
 
@@ -61,8 +61,10 @@ fn seeded(name: &str, ty: &TensorType) -> Storage {
     }
 }
 
-fn run(pass: &dyn Pass, block: &Block, model: &mut Model) -> Outcome {
-    let options = Options { only: vec![pass.name().to_string()], verify: true, ..Options::default() };
+fn run(pass: &dyn Pass, target: Target, block: &Block, model: &mut Model) -> Outcome {
+    let planning = Planning { target, ..Planning::default() };
+    let only = vec![pass.name().to_string()];
+    let options = Options { only, planning, verify: true, ..Options::default() };
     dmopt_passes::run(model, &options).unwrap_or_else(|error| at(pass, block, error))
 }
 
@@ -104,9 +106,9 @@ fn examples_are_rewritten_as_shown() {
     for pass in PIPELINE {
         let mut source = pass.source().to_string();
         // Last first: an update moves the lines below it.
-        for Rewrite { before, after } in examples(*pass).rewrites.iter().rev() {
+        for Rewrite { before, after, target } in examples(*pass).rewrites.iter().rev() {
             let mut rewritten = model(*pass, before);
-            run(*pass, before, &mut rewritten);
+            run(*pass, *target, before, &mut rewritten);
             let expected = parse_model(&after.text);
             expected.iter().for_each(|expected| sound(*pass, after, expected));
             let (shown, found) = match &expected {
@@ -158,9 +160,9 @@ fn written(graph: &Graph, before: &Block, after: &Block) -> String {
 fn a_second_run_changes_nothing() {
     each_rewrite(|pass, example| {
         let mut model = model(pass, &example.before);
-        assert_ne!(rewrites(&run(pass, &example.before, &mut model)), 0, "{}", pass.name());
+        assert_ne!(rewrites(&run(pass, example.target, &example.before, &mut model)), 0, "{}", pass.name());
         let once = print_graph(&model.graph);
-        let again = run(pass, &example.before, &mut model);
+        let again = run(pass, example.target, &example.before, &mut model);
         assert_eq!((rewrites(&again), print_graph(&model.graph)), (0, once), "{}", pass.name());
     });
 }
@@ -168,7 +170,7 @@ fn a_second_run_changes_nothing() {
 #[test]
 fn no_edit_is_beyond_the_class_of_its_pass() {
     each_rewrite(|pass, example| {
-        let worst = run(pass, &example.before, &mut model(pass, &example.before)).safety;
+        let worst = run(pass, example.target, &example.before, &mut model(pass, &example.before)).safety;
         assert!(worst <= Some(pass.safety()), "{}: {worst:?}", pass.name());
     });
 }
@@ -179,7 +181,7 @@ fn refused_examples_are_left_alone() {
         for refusal in &examples(*pass).refusals {
             let mut model = model(*pass, &refusal.graph);
             let before = canonical(&model.graph);
-            let outcome = run(*pass, &refusal.graph, &mut model);
+            let outcome = run(*pass, refusal.target, &refusal.graph, &mut model);
             assert_eq!((rewrites(&outcome), canonical(&model.graph)), (0, before), "{}", pass.name());
         }
     }
@@ -190,7 +192,7 @@ fn examples_compute_the_same_before_and_after() {
     each_rewrite(|pass, example| {
         let before = model(pass, &example.before);
         let mut after = before.clone();
-        let class = run(pass, &example.before, &mut after).safety.unwrap_or(Safety::Exact);
+        let class = run(pass, example.target, &example.before, &mut after).safety.unwrap_or(Safety::Exact);
         let depth = before.graph.op_count();
         let types = before.graph.outputs().iter().filter_map(|&v| before.graph.tensor_type(v));
         let tolerance = types.fold(Tolerance::EXACT, |widest, ty| {

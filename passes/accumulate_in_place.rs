@@ -1,0 +1,530 @@
+//! Add products to an accumulator where it is, with ONNX Runtime's fused convolution.
+//!
+//! On the processor, `Add` never runs in place, but the operand `Z` of `com.microsoft.FusedConv`, which computes
+//! `activation(Conv(x, W, B) + Z)`, is overwritten by the result if nothing reads it later. So each step of a sum becomes
+//! one operator, and neither the product nor a second accumulator exists:
+//! ```text
+//! Conv(p, W) + z            ~  FusedConv(p, W, , z)             nothing else reads the convolution
+//! s*x + z                   ~  FusedConv(x, S, , z)             S: depthwise 1x1 kernels, s for each channel
+//! z - s*x, z - Conv(p, W)   ~  the same with -S, -W
+//! (z + P) + Q               ~  FusedConv(Q, FusedConv(P, z))    sums of sums: the later one onto the earlier one
+//! (P + B) + Q + c           ~  FusedConv(Q, P + (B + c))        a bias goes into the first step
+//! activation(P + z)         ~  the same as an attribute
+//! ```
+//! Of two convolutions, the one that stands later in the file takes the other as `Z`. A step with a bias and `Z` is
+//! right in every session from ONNX Runtime 1.27 on alone, so a bias stays in such a step only where there is no first
+//! step to take it.
+//!
+//! Class: rounding differs (one fused step, another order of additions). NaN and infinity are those of the sum.
+//! Left alone: other element types than float32 and other ranks than 3 to 5, which the kernel does not have; sums of
+//! two values that exist anyway. Does nothing for other targets: no other provider has this step.
+//!
+//! target: ort-cpu
+//! ```onnx
+//! f (float[1,2,4,4] x, float[1,3,4,4] p) => (float[1,2,4,4] z)
+//! <float[2,1,1] s = {0.5, -2.0}, float[2,3,3,3] w, float[2] b = {1.0, 2.0}, float t = {3.0}, float[2,1,1] c = {0.5, 0.25}> {
+//!   n = Neg(x)
+//!   m = Mul(n, s)
+//!   r = Conv<pads=[1,1,1,1]>(p, w, b)
+//!   a = Add(m, r)
+//!   e = Exp(n)
+//!   k = Mul(e, t)
+//!   u = Add(a, k)
+//!   v = Add(u, c)
+//!   z = Relu(v)
+//! }
+//! ```
+//! ->
+//! ```onnx
+//! f (float[1,2,4,4] x, float[1,3,4,4] p) => (float[1,2,4,4] z)
+//! <
+//!   float[2,3,3,3] w,
+//!   float[2,1,1,1] m_scale = {0.5, -2.0},
+//!   float[2,1,1,1] k_scale = {3.0, 3.0},
+//!   float[2] m_acc_bias = {1.5, 2.25}
+//! >
+//! {
+//!   n = Neg(x)
+//!   m_acc = Conv<group = 2, kernel_shape = [1, 1]>(n, m_scale, m_acc_bias)
+//!   a_acc = com.microsoft.FusedConv<pads = [1, 1, 1, 1]>(p, w, "", m_acc)
+//!   e = Exp(n)
+//!   z = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1], activation = "Relu">(e, k_scale, "", a_acc)
+//! }
+//! ```
+//!
+//! target: ort-cpu
+//! refused: the product is read by something else
+//! ```onnx
+//! f (float[1,2,4,4] x, float[1,2,4,4] y) => (float[1,2,4,4] z, float[1,2,4,4] m) <float s = {0.5}> {
+//!   m = Mul(x, s)
+//!   z = Add(m, y)
+//! }
+//! ```
+
+use dmopt_ir::{DType, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Tensor, ValueId};
+
+use crate::affine::{Affine, elementwise};
+use crate::linear::{Array, scaled_weight};
+use crate::{Context, Miss, Pass, Rule, Stage, Target};
+
+/// See the header of this file.
+pub struct AccumulateInPlace;
+
+impl Pass for AccumulateInPlace {
+    fn name(&self) -> &'static str {
+        "accumulate-in-place"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("accumulate_in_place.rs")
+    }
+
+    fn safety(&self) -> Safety {
+        Safety::Reassociates
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Lowering
+    }
+
+    fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+        if context.planning.target == Target::OrtCpu {
+            context.apply_rule(self, rewriter);
+        }
+    }
+}
+
+impl Rule for AccumulateInPlace {
+    fn at(&self, graph: &Graph, op: OpId) -> Result<Patch, Miss> {
+        match graph.op(op).op_type.as_str() {
+            "Add" | "Sub" | "Sum" => {
+                shift(graph, op).or_else(|| sum(graph, op)).ok_or(Miss::NoMatch).and_then(|patch| patch)
+            }
+            _ => activated(graph, op).ok_or(Miss::NoMatch),
+        }
+    }
+}
+
+/// Longer chains are not searched for their first step.
+const LONGEST: usize = 256;
+
+/// Weights larger than this are not rewritten.
+const MAX_WEIGHT: u64 = 256 << 20;
+
+/// A step of a sum: what a convolution that nothing else reads adds to it.
+struct Step {
+    /// The operator that computes it now.
+    op: OpId,
+    x: ValueId,
+    weight: Weight,
+    bias: Bias,
+}
+
+enum Weight {
+    /// That of the convolution.
+    Own(ValueId),
+    /// That of the convolution, with the other sign.
+    Negated(Tensor),
+    /// A depthwise 1x1 convolution in the place of elementwise operators: a number for each channel, and the number of
+    /// spatial dimensions.
+    Scale(Vec<f64>, usize),
+}
+
+#[derive(Clone)]
+enum Bias {
+    None,
+    /// One that is not a constant.
+    Computed(ValueId),
+    Numbers(Vec<f64>),
+}
+
+/// `a + b`, one of them a chain of steps that the other can be put under.
+fn sum(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
+    let operator = graph.op(op);
+    let known = operator.is_standard() && graph.opset("") >= 7 && operator.results().count() == 1;
+    let [Some(a), Some(b)] = operator.inputs[..] else { return None };
+    let result = operator.output(0).filter(|_| known && a != b)?;
+    let ty = graph.tensor_type(result)?;
+    let same = |v: ValueId| graph.tensor_type(v).is_some_and(|own| own.same_shape(ty));
+    if ty.dtype != DType::F32 || !(3..=5).contains(&ty.rank()?) || !same(a) || !same(b) {
+        return None;
+    }
+    let place = |chain: &Vec<Step>| chain.last().map(|first| (graph.op(first.op).rank, first.op));
+    let (on_a, mut on_b) = (chain(graph, a), chain(graph, b));
+    if operator.is("Sub") {
+        on_b = on_b.filter(|chain| chain.len() == 1).and_then(|chain| negated(graph, chain));
+        // `a - b` is no step on top of b.
+        let steps = on_b?;
+        return Some(accumulate(graph, result, steps, a, on_a));
+    }
+    Some(match (on_a, on_b) {
+        (Some(steps), under) if under.as_ref().is_none_or(|under| place(under) < place(&steps)) => {
+            accumulate(graph, result, steps, b, under)
+        }
+        (under, Some(steps)) => accumulate(graph, result, steps, a, under),
+        (_, None) => return None,
+    })
+}
+
+/// Writes the steps of a chain, which begins anew, on top of `z`, which may be a chain itself.
+fn accumulate(
+    graph: &Graph,
+    result: ValueId,
+    mut steps: Vec<Step>,
+    z: ValueId,
+    mut under: Option<Vec<Step>>,
+) -> Result<Patch, Miss> {
+    let mut patch = Patch::new(Safety::Reassociates);
+    let first = steps.last_mut().ok_or(Miss::NoMatch)?;
+    let mut z: Operand = z.into();
+    if let (Bias::Numbers(bias), Some(under)) = (&first.bias, &mut under)
+        && let Some(lowest) = under.last_mut()
+        && lowest.shift(bias)
+    {
+        first.bias = Bias::None;
+        z = emit(graph, under, None, &mut patch)?;
+    }
+    let new = emit(graph, &steps, Some(z), &mut patch)?;
+    patch.replace_uses(result, new);
+    Ok(patch)
+}
+
+/// `chain + c` with a number for each channel: it goes into the bias of the first step.
+fn shift(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
+    let (value, Affine { scale, shift }) = elementwise(graph, op)?;
+    let mut steps = chain(graph, value).filter(|steps| steps.len() > 1)?;
+    let first = steps.last_mut()?;
+    if scale.iter().any(|&s| s != 1.0) || !first.shift(&shift) {
+        return None;
+    }
+    let mut patch = Patch::new(Safety::Reassociates);
+    Some(emit(graph, &steps, None, &mut patch).and_then(|new| {
+        patch.replace_uses(graph.op(op).output(0).ok_or(Miss::NoMatch)?, new);
+        Ok(patch)
+    }))
+}
+
+/// An activation that alone reads a step in place.
+fn activated(graph: &Graph, op: OpId) -> Option<Patch> {
+    let (name, parameters) = activation(graph, op)?;
+    let value = graph.op(op).input(0)?;
+    let step = graph.producer(value).filter(|_| graph.readers(value) == 1)?;
+    let fused = graph.op(step);
+    if !is_fused(graph, step) || fused.attribute("activation").is_some() || fused.input(3).is_none() {
+        return None;
+    }
+    let operands = fused.inputs.iter().map(|v| v.map(Operand::from)).collect();
+    let mut new = NewOp::like(graph, step, operands).attribute("activation", name);
+    if !parameters.is_empty() {
+        new = new.attribute("activation_params", parameters);
+    }
+    let mut patch = Patch::new(Safety::Reassociates);
+    let new = patch.add_op(new);
+    patch.replace_uses(graph.op(op).output(0)?, new);
+    Some(patch)
+}
+
+/// An activation that the kernel has (`contrib_ops/cpu/fused_activation.cc`), with its parameters.
+fn activation(graph: &Graph, op: OpId) -> Option<(&'static str, Vec<f32>)> {
+    let operator = graph.op(op);
+    let float = |name: &str, default: f32| operator.float(name).unwrap_or(default);
+    if !operator.is_standard() || operator.results().count() != 1 || graph.opset("") < 6 {
+        return None;
+    }
+    Some(match operator.op_type.as_str() {
+        "Relu" => ("Relu", vec![]),
+        "Sigmoid" => ("Sigmoid", vec![]),
+        "Tanh" => ("Tanh", vec![]),
+        "LeakyRelu" => ("LeakyRelu", vec![float("alpha", 0.01)]),
+        "HardSigmoid" => ("HardSigmoid", vec![float("alpha", 0.2), float("beta", 0.5)]),
+        "Clip" => {
+            let operand = |slot: usize, default: f32| match operator.input(slot) {
+                None => Some(default),
+                Some(value) => match graph.constant(value)?.to_f64().ok()?[..] {
+                    [bound] => Some(bound as f32),
+                    _ => None,
+                },
+            };
+            let (least, most) = match graph.opset("") {
+                ..11 => (float("min", f32::MIN), float("max", f32::MAX)),
+                _ => (operand(1, f32::MIN)?, operand(2, f32::MAX)?),
+            };
+            (least <= most).then_some(("Clip", vec![least, most]))?
+        }
+        _ => return None,
+    })
+}
+
+fn is_fused(graph: &Graph, op: OpId) -> bool {
+    let operator = graph.op(op);
+    operator.domain == "com.microsoft" && operator.op_type == "FusedConv" && operator.results().count() == 1
+}
+
+/// The steps that compute a value, the last one first, each read by the next alone; the first one has no `Z`. `None` if
+/// the value is computed otherwise.
+fn chain(graph: &Graph, mut value: ValueId) -> Option<Vec<Step>> {
+    let mut steps = Vec::new();
+    while steps.len() < LONGEST && graph.readers(value) == 1 {
+        let step = Step::of(graph, value)?;
+        let z = graph.op(step.op).input(3).filter(|_| matches!(step.weight, Weight::Own(_)));
+        steps.push(step);
+        match z {
+            Some(z) => value = z,
+            None => return Some(steps),
+        }
+    }
+    None
+}
+
+/// A chain of one step with the other sign.
+fn negated(graph: &Graph, mut chain: Vec<Step>) -> Option<Vec<Step>> {
+    let step = chain.first_mut()?;
+    step.weight = match &step.weight {
+        Weight::Scale(scale, spatial) => Weight::Scale(scale.iter().map(|s| -s).collect(), *spatial),
+        Weight::Own(w) => {
+            let tensor = graph.constant(*w).filter(|_| graph.readers(*w) == 1)?;
+            tensor.byte_len().filter(|&bytes| bytes <= MAX_WEIGHT)?;
+            Weight::Negated(scaled_weight(&tensor, |_| -1.0)?)
+        }
+        Weight::Negated(_) => return None,
+    };
+    step.bias = match &step.bias {
+        Bias::None => Bias::None,
+        Bias::Computed(_) => return None,
+        Bias::Numbers(bias) => Bias::Numbers(bias.iter().map(|b| -b).collect()),
+    };
+    Some(chain)
+}
+
+/// Writes the steps of a chain, on top of `z` if there is one.
+fn emit(graph: &Graph, steps: &[Step], z: Option<Operand>, patch: &mut Patch) -> Result<Operand, Miss> {
+    let mut z = z;
+    for step in steps.iter().rev() {
+        z = Some(step.emit(graph, z, patch)?);
+    }
+    z.ok_or(Miss::NoMatch)
+}
+
+impl Step {
+    /// The convolution, or the elementwise operators, that compute a value.
+    fn of(graph: &Graph, value: ValueId) -> Option<Step> {
+        let op = graph.producer(value)?;
+        let operator = graph.op(op);
+        let fused = is_fused(graph, op) && operator.attribute("activation").is_none();
+        if fused || operator.is("Conv") {
+            let bias = match operator.input(2) {
+                None => Bias::None,
+                Some(bias) => match graph.constant(bias) {
+                    Some(numbers) => Bias::Numbers(numbers.to_f64().ok()?),
+                    None => Bias::Computed(bias),
+                },
+            };
+            let (x, weight) = (operator.input(0)?, Weight::Own(operator.input(1)?));
+            return Some(Step { op, x, weight, bias });
+        }
+        let (mut x, mut affine) = elementwise(graph, op)?;
+        while let Some(before) = graph.producer(x).filter(|_| graph.readers(x) == 1)
+            && let Some((value, inner)) = elementwise(graph, before)
+            && inner.scale.len() == affine.scale.len()
+        {
+            (x, affine) = (value, affine.after(&inner));
+        }
+        let ty = graph.tensor_type(x)?;
+        if !ty.same_shape(graph.tensor_type(value)?) {
+            return None;
+        }
+        let bias = match affine.shift.iter().all(|&c| c == 0.0) {
+            true => Bias::None,
+            false => Bias::Numbers(affine.shift),
+        };
+        Some(Step { op, x, weight: Weight::Scale(affine.scale, ty.rank()?.checked_sub(2)?), bias })
+    }
+
+    /// Adds to the bias; false if that is not a constant.
+    fn shift(&mut self, by: &[f64]) -> bool {
+        self.bias = match &self.bias {
+            Bias::None => Bias::Numbers(by.to_vec()),
+            Bias::Numbers(own) if own.len() == by.len() => {
+                Bias::Numbers(own.iter().zip(by).map(|(own, by)| own + by).collect())
+            }
+            _ => return false,
+        };
+        true
+    }
+
+    fn emit(&self, graph: &Graph, z: Option<Operand>, patch: &mut Patch) -> Result<Operand, Miss> {
+        let name = |value: ValueId| graph.value(value).name.as_str();
+        let unfit = || Miss::refused("a constant does not fit its type");
+        let operator = graph.op(self.op);
+        let result = operator.output(0).map_or("", name);
+        let numbers = |dims: Vec<u64>, data: &[f64]| Array { dims, data: data.to_vec() }.tensor(DType::F32);
+        let weight = match &self.weight {
+            Weight::Own(weight) => (*weight).into(),
+            Weight::Negated(tensor) => patch.constant(&format!("{result}_negated"), tensor.clone()),
+            Weight::Scale(scale, spatial) => {
+                let mut dims = vec![1; spatial + 2];
+                dims[0] = scale.len() as u64;
+                patch.constant(&format!("{result}_scale"), numbers(dims, scale).ok_or_else(unfit)?)
+            }
+        };
+        let bias = match &self.bias {
+            Bias::None => None,
+            Bias::Computed(bias) => Some((*bias).into()),
+            Bias::Numbers(bias) => {
+                let tensor = numbers(vec![bias.len() as u64], bias).ok_or_else(unfit)?;
+                let same = operator.input(2).filter(|&own| {
+                    graph.constant(own).is_some_and(|own| own.bytes().ok() == tensor.bytes().ok())
+                });
+                Some(same.map_or_else(|| patch.constant(&format!("{result}_bias"), tensor), Operand::from))
+            }
+        };
+        let mut operands = vec![Some(self.x.into()), Some(weight)];
+        match z {
+            Some(z) => operands.extend([bias, Some(z)]),
+            None => operands.extend(bias.map(Some)),
+        }
+        let mut new = match &self.weight {
+            Weight::Scale(scale, spatial) => NewOp::with_optional("Conv", operands)
+                .named(operator.name.clone())
+                .attribute("group", scale.len() as i64)
+                .attribute("kernel_shape", vec![1i64; *spatial])
+                .at(Position::At(self.op)),
+            _ => NewOp::like(graph, self.op, operands),
+        };
+        if z.is_some() {
+            new = new.of("com.microsoft", "FusedConv");
+        }
+        Ok(patch.add_op(new.result_named(&format!("{result}_acc"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Target;
+    use crate::testing::{check_for, left_alone, left_alone_for};
+
+    const PASS: &str = "accumulate-in-place";
+    const X: &str = "(float[N,2,H,W] x, float[N,2,H,W] y) => (float[N,2,H,W] z)";
+
+    fn model(interface: &str, weights: &str, body: &str) -> String {
+        format!("f {interface} <{weights}> {{ {body} }}")
+    }
+
+    fn check(weights: &str, before: &str, new_weights: &str, after: &str) {
+        check_for(Target::OrtCpu, PASS, &model(X, weights, before), &model(X, new_weights, after));
+    }
+
+    #[test]
+    fn a_scaled_value_is_added_by_a_depthwise_step_whatever_its_form() {
+        let step = "z = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(x, s, , y)";
+        let alike = |weights: &str, body: &str, s: &str| {
+            check(weights, body, &format!("float[2,1,1,1] s = {{{s}}}"), step);
+        };
+        alike("float s = {3}", "m = Mul(x, s) z = Add(m, y)", "3, 3");
+        alike("float[2,1,1] s = {3, 4}", "m = Mul(s, x) z = Add(y, m)", "3, 4");
+        alike("float[1,2,1,1] s = {2, 4}", "m = Div(x, s) z = Sum(y, m)", "0.5, 0.25");
+        alike("float[1] s = {3}", "m = Mul(x, s) z = Sub(y, m)", "-3, -3");
+        alike("float[1] s = {3}, float t = {2}", "m = Mul(x, s) n = Mul(m, t) z = Add(n, y)", "6, 6");
+    }
+
+    #[test]
+    fn what_is_subtracted_from_a_product_is_no_step() {
+        let text = model(X, "float s = {3}", "m = Mul(x, s) z = Sub(m, y)");
+        assert!(left_alone_for(Target::OrtCpu, PASS, &text).is_empty());
+    }
+
+    #[test]
+    fn a_convolution_is_added_onto_what_is_there() {
+        let w = "float[2,2,1,1] w = {1, 2, 3, 4}";
+        check(w, "c = Conv(x, w) z = Add(c, y)", w, "z = com.microsoft.FusedConv(x, w, , y)");
+        check(
+            w,
+            "c = Conv(x, w) z = Sub(y, c)",
+            "float[2,2,1,1] w = {-1, -2, -3, -4}",
+            "z = com.microsoft.FusedConv(x, w, , y)",
+        );
+        let b = format!("{w}, float[2] b = {{5, 6}}");
+        check(&b, "c = Conv(x, w, b) z = Add(c, y)", &b, "z = com.microsoft.FusedConv(x, w, b, y)");
+    }
+
+    #[test]
+    fn of_two_convolutions_the_later_one_is_added_and_its_bias_goes_to_the_first() {
+        let weights = |b: &str, c: &str| {
+            format!(
+                "float[2,2,1,1] w = {{1, 2, 3, 4}}, float[2,2,1,1] v = {{5, 6, 7, 8}}, float[2] b = {{{b}}}{c}"
+            )
+        };
+        check(
+            &weights("1, 2", ", float[2] c = {10, 20}"),
+            "p = Conv(x, w, b) q = Conv(y, v, c) z = Add(q, p)",
+            &weights("11, 22", ""),
+            "p = Conv(x, w, b) z = com.microsoft.FusedConv(y, v, , p)",
+        );
+    }
+
+    #[test]
+    fn a_bias_behind_a_chain_goes_into_its_first_step() {
+        check(
+            "float s = {3}, float t = {4}, float[2,1,1] c = {1, 2}",
+            "m = Mul(x, s) n = Mul(y, t) a = Add(m, n) z = Add(a, c)",
+            "float[2,1,1,1] s = {3, 3}, float[2,1,1,1] t = {4, 4}, float[2] c = {1, 2}",
+            "m = Conv<group = 2, kernel_shape = [1, 1]>(x, s, c)
+             z = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(y, t, , m)",
+        );
+    }
+
+    #[test]
+    fn sums_of_sums_become_one_chain() {
+        check(
+            "float s = {3}, float t = {4}, float u = {5}, float v = {6}",
+            "e = Exp(x) f = Exp(y) m = Mul(x, s) n = Mul(y, t) a = Add(m, n)
+             k = Mul(e, u) l = Mul(f, v) b = Add(k, l) z = Add(b, a)",
+            "float s = {3}, float[2,1,1,1] t = {4, 4}, float[2,1,1,1] u = {5, 5}, float[2,1,1,1] v = {6, 6}",
+            "e = Exp(x) f = Exp(y) m = Mul(x, s)
+             n = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(y, t, , m)
+             k = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(e, u, , n)
+             z = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(f, v, , k)",
+        );
+    }
+
+    #[test]
+    fn activations_become_an_attribute() {
+        let w = "float[2,2,1,1] w = {1, 2, 3, 4}";
+        let bounds = format!("{w}, float lo = {{0}}, float hi = {{6}}");
+        for (weights, activation, attributes) in [
+            (w, "Relu(a)", "activation = \"Relu\""),
+            (w, "Sigmoid(a)", "activation = \"Sigmoid\""),
+            (w, "Tanh(a)", "activation = \"Tanh\""),
+            (w, "LeakyRelu<alpha = 0.5>(a)", "activation = \"LeakyRelu\", activation_params = [0.5]"),
+            (w, "HardSigmoid(a)", "activation = \"HardSigmoid\", activation_params = [0.2, 0.5]"),
+            (&*bounds, "Clip(a, lo, hi)", "activation = \"Clip\", activation_params = [0.0, 6.0]"),
+        ] {
+            check(
+                weights,
+                &format!("c = Conv(x, w) a = Add(c, y) z = {activation}"),
+                w,
+                &format!("z = com.microsoft.FusedConv<{attributes}>(x, w, , y)"),
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_has_not_is_left_alone() {
+        let interface = |ty: &str| format!("({ty} x, {ty} y) => ({ty} z)");
+        for ty in ["float16[1,2,2,2]", "double[1,2,2,2]", "float[2,2]", "float[1,2,2,2,2,2]"] {
+            let dtype = ty.split('[').next().unwrap_or_default();
+            let text = model(&interface(ty), &format!("{dtype} s = {{3}}"), "m = Mul(x, s) z = Add(m, y)");
+            assert!(left_alone_for(Target::OrtCpu, PASS, &text).is_empty(), "{ty}");
+        }
+        let broadcast = "(float[1,2,4,4] x, float[1,2,1,4] y) => (float[1,2,4,4] z)";
+        let text = model(broadcast, "float s = {3}", "m = Mul(x, s) z = Add(m, y)");
+        assert!(left_alone_for(Target::OrtCpu, PASS, &text).is_empty());
+    }
+
+    #[test]
+    fn other_targets_get_nothing_of_it() {
+        let text = model(X, "float s = {3}", "m = Mul(x, s) z = Add(m, y)");
+        assert!(left_alone(PASS, &text).is_empty());
+        assert!(left_alone_for(Target::OrtCuda, PASS, &text).is_empty());
+    }
+}
