@@ -8,8 +8,7 @@ use dmopt_ir::{
 
 use crate::offers::{Offers, Taken};
 use crate::{
-    Context, Error, Log, Options, Outcome, PIPELINE, Pass, Stage, find, order_anchors, order_of,
-    schedule_for_memory,
+    Context, Error, Log, Options, Outcome, Pass, Stage, find, order_anchors, order_of, schedule_for_memory,
 };
 
 /// How many bytes folding constants may add to a model unless told otherwise.
@@ -24,14 +23,17 @@ const MAX_ROUNDS: usize = 16;
 /// # Errors
 /// See [`Error`].
 pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
+    let pipeline = options.pipeline();
     for name in options.only.iter().chain(&options.skip) {
-        find(name)?;
+        if pipeline.iter().all(|pass| pass.name() != name) {
+            find(name)?;
+        }
     }
     let chosen = |pass: &dyn Pass| {
         let name = pass.name().to_string();
         (options.only.is_empty() || options.only.contains(&name)) && !options.skip.contains(&name)
     };
-    let passes: Vec<&'static dyn Pass> = PIPELINE.iter().copied().filter(|p| chosen(*p)).collect();
+    let passes: Vec<&'static dyn Pass> = pipeline.into_iter().filter(|p| chosen(*p)).collect();
     let of = |stage: Stage| passes.iter().copied().filter(move |p| p.stage() == stage);
     let imported = options.planning.target.domain().filter(|domain| model.import(domain, 1));
     let notes = infer::infer_graph(&mut model.graph);

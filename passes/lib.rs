@@ -214,6 +214,8 @@ pub struct Options<'a> {
     pub only: Vec<String>,
     /// Not these.
     pub skip: Vec<String>,
+    /// Passes of the caller's own. They run with the others, before the one that decides about order.
+    pub own: Vec<&'static dyn Pass>,
     /// Apply edits up to this class only; `None` means every class.
     pub allow: Option<Safety>,
     /// Stop after this many edits.
@@ -230,6 +232,17 @@ pub struct Options<'a> {
     pub verify: bool,
     /// Called before each run of a pass, with its name and the round (from 1).
     pub progress: Option<Progress<'a>>,
+}
+
+impl Options<'_> {
+    /// Every pass there is, in the order in which they run.
+    pub(crate) fn pipeline(&self) -> Vec<&'static dyn Pass> {
+        let mut passes = PIPELINE.to_vec();
+        let order = schedule_for_memory::ScheduleForMemory.name();
+        let at = passes.iter().position(|pass| pass.name() == order).unwrap_or(passes.len());
+        passes.splice(at..at, self.own.iter().copied());
+        passes
+    }
 }
 
 /// What the pipeline did.

@@ -103,6 +103,34 @@ pub enum Error {
         /// Each limit with what was found.
         exceeded: String,
     },
+    /// An edit of a pass is to blame for something.
+    #[error("{model}: {reason}")]
+    Bisected {
+        /// The model.
+        model: String,
+        /// What goes wrong, and the edit.
+        reason: String,
+        /// True if outputs differ, false if the peak grows.
+        outputs: bool,
+    },
+    /// A lock file that is none.
+    #[error("{}: {reason}", .path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Models are not as a lock file says.
+    #[error("{lock}: {reason}")]
+    Check {
+        /// The lock file.
+        lock: String,
+        /// How many models are not, and how.
+        reason: String,
+        /// True if one of them could not be read.
+        unreadable: bool,
+    },
     /// Original and result do not compute the same. The output was not put in place.
     #[error("{}: outputs differ: {}; {}", input(.report), reason(.report), where_to(.kept))]
     OutputsDiffer {
@@ -124,8 +152,13 @@ impl Error {
     /// is not available or cannot run the model, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::OutputsDiffer { .. } | Error::Differ { .. } | Error::Unexpected { .. } => 3,
-            Error::Limit { .. } => 4,
+            Error::OutputsDiffer { .. }
+            | Error::Differ { .. }
+            | Error::Unexpected { .. }
+            | Error::Bisected { outputs: true, .. } => 3,
+            Error::Limit { .. }
+            | Error::Check { unreadable: false, .. }
+            | Error::Bisected { outputs: false, .. } => 4,
             Error::NotValidated { .. } | Error::NotCompared { .. } | Error::Unavailable(_) => 5,
             _ => 1,
         }

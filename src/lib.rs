@@ -11,9 +11,16 @@
 //! ```
 //!
 //! [`optimize()`] is read, [`rewrite`], export, [`place`], report. Each step can be had alone, and each crate below
-//! is re-exported under its short name.
+//! is re-exported under its short name. [`cli`] is the command line, to which a program can add passes of its own.
 
+// The commands call the library as any other program does.
+extern crate self as dmopt;
+
+pub mod bisect;
+pub mod check;
 mod choose;
+pub mod cli;
+pub mod diff;
 mod doctor;
 mod error;
 mod facts;
@@ -61,6 +68,8 @@ pub struct Options<'a> {
     pub passes: Vec<String>,
     /// Not these.
     pub skip: Vec<String>,
+    /// Passes of the caller's own, which run with the others.
+    pub own: Vec<&'static dyn passes::Pass>,
     /// Bit-identical edits only.
     pub exact: bool,
     /// Stop after this many edits.
@@ -93,6 +102,7 @@ impl Options<'_> {
         Options {
             passes: self.passes.clone(),
             skip,
+            own: self.own.clone(),
             exact: self.exact,
             stop_after: self.stop_after,
             verify: self.verify,
@@ -230,6 +240,7 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
     let options = passes::Options {
         only: options.passes.clone(),
         skip: options.skip.clone(),
+        own: options.own.clone(),
         allow: Some(allow),
         stop_after: options.stop_after,
         verify: options.verify,

@@ -65,6 +65,27 @@ pub(crate) fn prove(
     result: Side<'_>,
     options: &Options,
 ) -> Result<Proof, RuntimeError> {
+    let validations = judge_all(found, original, result, options)?;
+    let mut proof = Proof { validations, measured: Err(found.without_ort.clone()) };
+    if proof.validations.is_empty() {
+        proof.validations.push(Validation::skip("none", options.tolerance, found.none()));
+    }
+    if let Some(ort) = &found.ort {
+        proof.measured = measure(ort.as_ref(), runtimes, original.file, result.file, options, &proof);
+    }
+    Ok(proof)
+}
+
+/// The verdicts of the runtimes that were found, up to the first that failed.
+///
+/// # Errors
+/// Sizes that contradict the original.
+pub(crate) fn judge_all(
+    found: &Found,
+    original: Side<'_>,
+    result: Side<'_>,
+    options: &Options,
+) -> Result<Vec<Validation>, RuntimeError> {
     let mut validations: Vec<Validation> = Vec::new();
     for backend in [&found.tract, &found.ort].into_iter().flatten() {
         // What one runtime has compared inside need not be compared again.
@@ -75,14 +96,7 @@ pub(crate) fn prove(
             break;
         }
     }
-    let mut proof = Proof { validations, measured: Err(found.without_ort.clone()) };
-    if proof.validations.is_empty() {
-        proof.validations.push(Validation::skip("none", options.tolerance, found.none()));
-    }
-    if let Some(ort) = &found.ort {
-        proof.measured = measure(ort.as_ref(), runtimes, original.file, result.file, options, &proof);
-    }
-    Ok(proof)
+    Ok(validations)
 }
 
 /// With the inputs of the first run that was compared.

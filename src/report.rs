@@ -425,6 +425,8 @@ pub(crate) struct OpenSizes {
     fixed: Option<BTreeMap<String, u64>>,
     /// Names of those that stay open.
     open: Vec<String>,
+    /// The sizes that a first run is made with.
+    first: BTreeMap<String, u64>,
 }
 
 impl OpenSizes {
@@ -444,11 +446,16 @@ impl OpenSizes {
         let alone = tried.len() == 1;
         let first = tried.drain(..).next().unwrap_or_default();
         let (open, fixed) = if alone {
-            (Vec::new(), Some(first))
+            (Vec::new(), Some(first.clone()))
         } else {
-            (first.into_keys().filter(|name| !given.dims.contains_key(name)).collect(), None)
+            (first.keys().filter(|name| !given.dims.contains_key(*name)).cloned().collect(), None)
         };
-        Ok(OpenSizes { given: given.clone(), fixed, open })
+        Ok(OpenSizes { given: given.clone(), fixed, open, first })
+    }
+
+    /// The sizes that a first run is made with, for all that is open.
+    pub(crate) fn first_run(&self) -> &BTreeMap<String, u64> {
+        &self.first
     }
 
     /// With the sizes that the caller fixes, else those of the first validation run.

@@ -55,7 +55,11 @@ impl Desk {
     }
 
     fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dmopt"));
+        self.command_with(Path::new(env!("CARGO_BIN_EXE_dmopt")), arguments)
+    }
+
+    fn command_with(&self, program: &Path, arguments: &str) -> Command {
+        let mut command = Command::new(program);
         command.args(arguments.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
         // Which libraries a machine happens to have is nothing that a test should depend on.
         for variable in ["DMOPT_PYTHON", "ORT_DYLIB_PATH", "VIRTUAL_ENV"] {
@@ -67,6 +71,11 @@ impl Desk {
 
     pub fn run(&self, arguments: &str) -> Done {
         Done(self.command(arguments).output().unwrap())
+    }
+
+    /// With another program than dmopt itself.
+    pub fn run_with(&self, program: &Path, arguments: &str) -> Done {
+        Done(self.command_with(program, arguments).output().unwrap())
     }
 
     pub fn report(&self, name: &str) -> Report {
@@ -117,6 +126,13 @@ pub fn proto(text: &str) -> ModelProto {
 pub fn bytes(proto: ModelProto) -> Vec<u8> {
     onnx::encode(&proto).concat()
 }
+
+/// `y = (2^30 x + z) - 2^30 x`, which is `z`, except that float32 loses the `z` in the middle.
+pub const CANCELLING: &str = "<ir_version: 10, opset_import: [\"\": 21]>
+    g (float[4,64] x, float[4,64] z) => (float[4,64] y)
+    <float big = {1073741824.0}, float opposite = {-1073741824.0}> {
+        m = Mul(x, big) s = Add(m, z) n = Mul(x, opposite) y = Add(s, n)
+    }";
 
 /// Validation passes where the embedded runtime is built in, and is skipped elsewhere.
 fn verdict() -> ValidationStatus {
@@ -589,13 +605,6 @@ mod validated {
     use super::*;
     use dmopt::runtime::{self, Tolerance};
     use dmopt::{Proof, Source, Target, Verdict};
-
-    /// `y = (2^30 x + z) - 2^30 x`, which is `z`, except that float32 loses the `z` in the middle.
-    const CANCELLING: &str = "<ir_version: 10, opset_import: [\"\": 21]>
-        g (float[4,64] x, float[4,64] z) => (float[4,64] y)
-        <float big = {1073741824.0}, float opposite = {-1073741824.0}> {
-            m = Mul(x, big) s = Add(m, z) n = Mul(x, opposite) y = Add(s, n)
-        }";
 
     #[test]
     fn outputs_that_differ_are_exit_code_3_and_the_output_stays_as_it_was() {

@@ -8,6 +8,7 @@ mod examples;
 mod exports;
 mod forms;
 mod memory;
+mod pipeline;
 mod properties;
 mod schedule;
 mod timeline;

@@ -1,5 +1,8 @@
-//! Commands, one file each, and how they end.
+//! Commands, one file each, and how they end. Errors become one line and an exit code here, and nowhere else.
 
+mod bisect;
+mod check;
+mod diff;
 mod doctor;
 mod inspect;
 mod memory;
@@ -13,10 +16,12 @@ mod validate;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dmopt::ir::Sizes;
+use dmopt::passes::{PIPELINE, Pass};
 use dmopt::runtime::{Ep, SessionKind};
 use dmopt::{Runtimes, Source, With, units};
 
@@ -26,7 +31,7 @@ Exit codes:
   1  error: one line on standard error says what is wrong, nothing is written
   2  wrong usage: an unknown flag, pass or value
   3  outputs differ: of optimize, the result is kept as *.rejected.onnx, the output is untouched
-  4  a limit is exceeded (--max-peak-ratio, --max-latency-ratio)
+  4  a limit is exceeded (--max-peak-ratio, --max-latency-ratio), or check found a difference to the lock file
   5  a runtime, execution provider or device that was required is not there or cannot run the model";
 
 /// Makes an ONNX model need the least memory that its computation allows, and proves that the outputs are the same.
@@ -43,6 +48,9 @@ enum Command {
     Validate(validate::Validate),
     Inspect(inspect::Inspect),
     Memory(memory::Memory),
+    Diff(diff::DiffModels),
+    Check(check::Check),
+    Bisect(bisect::Bisect),
     Passes(passes::Passes),
     Session(session::Session),
     Doctor(doctor::Doctor),
@@ -127,9 +135,22 @@ fn size(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| format!("'{text}' is not a size"))
 }
 
+/// A positive number.
+fn ratio(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
+    number.ok_or_else(|| "expected a positive number, as 1.05".to_string())
+}
+
+/// The passes that the program adds.
+static OWN: OnceLock<Vec<&'static dyn Pass>> = OnceLock::new();
+
+fn own_passes() -> Vec<&'static dyn Pass> {
+    OWN.get().cloned().unwrap_or_default()
+}
+
 /// Names of passes, so that a wrong one is a usage error with a suggestion.
 fn pass_names() -> PossibleValuesParser {
-    dmopt::passes::PIPELINE.iter().map(|pass| pass.name()).collect::<Vec<_>>().into()
+    PIPELINE.iter().copied().chain(own_passes()).map(|pass| pass.name()).collect::<Vec<_>>().into()
 }
 
 /// Opens a file, or reads standard input for `-`.
@@ -146,13 +167,27 @@ fn usage_error(message: &str) -> ! {
     Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit()
 }
 
-/// Runs the command line.
-pub fn run() -> ExitCode {
+/// What shells report of a process that was interrupted.
+const INTERRUPTED: i32 = 130;
+
+/// Runs the command line of this process, with passes beside those of [`PIPELINE`]: the whole of a program that
+/// is dmopt with passes of its own.
+pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
+    // The first call decides; a process has one command line.
+    let _ = OWN.set(own.to_vec());
+    // Without a handler there would be no clearing up, and nothing else would be lost.
+    let _ = ctrlc::set_handler(|| {
+        dmopt::onnx::scratch::clear_for_exit();
+        std::process::exit(INTERRUPTED);
+    });
     let done = match Cli::parse().command {
         Command::Optimize(args) => args.run(),
         Command::Validate(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Memory(args) => args.run(),
+        Command::Diff(args) => args.run(),
+        Command::Check(args) => args.run(),
+        Command::Bisect(args) => args.run(),
         Command::Passes(args) => args.run(),
         Command::Session(args) => args.run(),
         Command::Doctor(args) => args.run(),
@@ -216,5 +251,13 @@ mod tests {
     #[test]
     fn messages_of_several_lines_become_one() {
         assert_eq!(one_line("a\n  b\n\n"), "a; b");
+    }
+
+    #[test]
+    fn ratios_are_positive_numbers() {
+        assert_eq!(ratio("1.05"), Ok(1.05));
+        for wrong in ["0", "-1", "inf", "nan", "x", ""] {
+            assert!(ratio(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -85,7 +85,7 @@ pub struct Optimize {
 
 /// What a result is for.
 #[derive(Clone, Copy, ValueEnum)]
-enum For {
+pub enum For {
     /// Plain ONNX operators, which every runtime has
     Portable,
     /// ONNX Runtime on the processor, with operators of its own
@@ -115,13 +115,23 @@ enum OrderAnchors {
 
 /// A choice of runtimes.
 #[derive(Clone, Copy, ValueEnum)]
-enum Where {
+pub enum Where {
     /// The embedded runtime
     Tract,
     /// ONNX Runtime, which measures memory too
     Ort,
     /// Both
     Both,
+}
+
+impl From<Where> for With {
+    fn from(runtimes: Where) -> With {
+        match runtimes {
+            Where::Tract => With::Tract,
+            Where::Ort => With::Ort,
+            Where::Both => With::Both,
+        }
+    }
 }
 
 /// A factor of at least 1.
@@ -141,15 +151,11 @@ impl Optimize {
         }
         let progress = Progress::new(self.quiet, self.verbose);
         let tell = |stage: Stage<'_>| progress.tell(stage);
-        let with = match self.validate_with {
-            None => With::Available,
-            Some(Where::Tract) => With::Tract,
-            Some(Where::Ort) => With::Ort,
-            Some(Where::Both) => With::Both,
-        };
+        let with = self.validate_with.map_or(With::Available, With::from);
         let options = Options {
             passes: self.passes.clone(),
             skip: self.skip.clone(),
+            own: super::own_passes(),
             exact: self.exact,
             stop_after: self.stop_after,
             verify: self.verify,

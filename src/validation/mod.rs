@@ -149,6 +149,16 @@ pub fn validate(reference: &Source, candidate: &Source, options: &Options) -> Re
     Ok(report)
 }
 
+/// The inputs in a file or folder, checked against a graph.
+///
+/// # Errors
+/// [`Error::Inputs`].
+pub(crate) fn given(path: &std::path::Path, graph: &Graph) -> Result<Vec<Vec<Named>>, Error> {
+    let outputs: Vec<String> = graph.outputs().iter().map(|&v| graph.value(v).name.clone()).collect();
+    let sets = data::read(path, &required(graph).inputs, &outputs)?;
+    Ok(sets.into_iter().map(|set| set.inputs).collect())
+}
+
 /// How two interfaces differ in names, order, element types or ranks: a sentence, or `None` when they do not.
 fn differ(reference: &Graph, candidate: &Graph) -> Option<String> {
     let ports = |graph: &Graph| [required_inputs(graph), graph.outputs().to_vec()];
