@@ -24,6 +24,7 @@ pub mod diff;
 mod doctor;
 mod error;
 mod facts;
+pub mod html_report;
 mod inside;
 mod inspect;
 pub mod memory_report;

@@ -7,6 +7,7 @@ mod cli;
 mod examples;
 mod exports;
 mod forms;
+mod html_report;
 mod memory;
 mod pipeline;
 mod properties;

@@ -10,10 +10,10 @@ use dmopt::MemoryReport;
 use super::cli::{Desk, EXPORT, bytes, proto};
 
 /// A browser without a window. `DMOPT_BROWSER` names a Chromium; without one, what needs it is skipped.
-struct Browser(OsString);
+pub struct Browser(OsString);
 
 impl Browser {
-    fn find(what: &str) -> Option<Browser> {
+    pub fn find(what: &str) -> Option<Browser> {
         let found = std::env::var_os("DMOPT_BROWSER").map(Browser);
         if found.is_none() {
             // Around the capture of the test harness: what is skipped has to show.
@@ -23,11 +23,17 @@ impl Browser {
     }
 
     /// The document after its scripts ran.
-    fn open(&self, desk: &Desk, page: &str) -> String {
+    pub fn open(&self, desk: &Desk, page: &str) -> String {
+        self.open_at(desk, page, (1280, 900))
+    }
+
+    /// The same in a window of this size.
+    pub fn open_at(&self, desk: &Desk, page: &str, (width, height): (u32, u32)) -> String {
         let mut command = Command::new(&self.0);
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]);
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
         command.args(["--disable-dev-shm-usage", "--virtual-time-budget=2000", "--dump-dom"]);
+        command.arg(format!("--window-size={width},{height}"));
         command.arg(format!("--user-data-dir={}", desk.path("profile").display()));
         let done = command.arg(format!("file://{}", desk.path(page).display())).output().unwrap();
         let _ = fs::remove_dir_all(desk.path("profile"));
@@ -37,7 +43,7 @@ impl Browser {
 }
 
 /// The attribute of the first element of this class, after `skip` others.
-fn attribute<'d>(document: &'d str, class: &str, name: &str, skip: usize) -> &'d str {
+pub fn attribute<'d>(document: &'d str, class: &str, name: &str, skip: usize) -> &'d str {
     let start = format!("class=\"{class}\"");
     let element = document.split(&start).nth(skip + 1).unwrap_or_else(|| panic!("no {start}"));
     let element = element.split('>').next().unwrap();
@@ -100,7 +106,7 @@ fn the_page_answers_for_every_step() {
 }
 
 /// A model whose tensors and operators have names that end elements, attributes and strings.
-fn hostile(desk: &Desk) {
+pub fn hostile(desk: &Desk) {
     let mut model = proto(
         "<ir_version: 10, opset_import: [\"\": 21]> g (float[64] x) => (float[64] y) { a = Exp(x) b = Tanh(a) y = Add(a, b) }",
     );

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use dmopt::ir::text;
+use dmopt::html_report::Content;
+use dmopt::ir::infer::infer_graph;
+use dmopt::ir::{Model, text};
 use dmopt::passes;
-use dmopt::{Anchors, Options, Report, Stage, Target, Validate, With};
+use dmopt::{Anchors, MemoryOptions, MemoryReport, Options, Report, Source, Stage, Target, Validate, With};
 
 use super::progress::Progress;
 use super::{OrtArgs, SizeArgs, is_pipe, pass_names, source, table};
@@ -66,6 +68,9 @@ pub struct Optimize {
     /// Write what was done and found as JSON (dmopt.report/1), also when the result is rejected
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
+    /// Write the report as a page for a browser, in one file, also when the result is rejected
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
     /// Stop after this many edits
     #[arg(long, value_name = "N")]
     stop_after: Option<u64>,
@@ -147,7 +152,15 @@ impl Optimize {
             super::usage_error("--print and '-' as output would share standard output");
         }
         if let Some(report) = &self.report {
-            self.guard_report(report, &output)?;
+            self.guard_report(report, &output, b'{')?;
+        }
+        if let Some(page) = &self.html {
+            self.guard_report(page, &output, b'<')?;
+            anyhow::ensure!(
+                self.report.as_ref() != Some(page),
+                "{}: page and report are one file",
+                page.display()
+            );
         }
         let progress = Progress::new(self.quiet, self.verbose);
         let tell = |stage: Stage<'_>| progress.tell(stage);
@@ -189,7 +202,10 @@ impl Optimize {
             Ok(done) => Some(&done.report),
             Err(error) => error.report(),
         };
-        let told = report.map_or(Ok(()), |report| self.tell(report, &output));
+        let told = report.map_or(Ok(()), |report| {
+            self.tell(report, &output)?;
+            self.draw(report, &input, done.as_ref().ok().map(|done| &done.model))
+        });
         let done = done?;
         told?;
         if self.print {
@@ -207,20 +223,20 @@ impl Optimize {
         }
     }
 
-    /// The report must not end up in the place of a model.
-    fn guard_report(&self, report: &Path, output: &Path) -> anyhow::Result<()> {
+    /// The report must not end up in the place of a model. `begin` is what such a report begins with.
+    fn guard_report(&self, report: &Path, output: &Path, begin: u8) -> anyhow::Result<()> {
         let same = |other: &Path| {
             report == other
                 || matches!((report.canonicalize(), other.canonicalize()), (Ok(a), Ok(b)) if a == b)
         };
         anyhow::ensure!(!same(&self.input), "{}: the report would overwrite the input", report.display());
         anyhow::ensure!(!same(output), "{}: the report would overwrite the output", report.display());
-        // Weights and models are never JSON.
+        // Weights and models begin otherwise.
         if let Ok(mut old) = std::fs::File::open(report) {
             let mut first = [0];
-            let json = old.read(&mut first).is_ok_and(|read| read == 0 || first == *b"{");
+            let report_like = old.read(&mut first).is_ok_and(|read| read == 0 || first == [begin]);
             anyhow::ensure!(
-                json,
+                report_like,
                 "{}: the report would overwrite a file that is no report",
                 report.display()
             );
@@ -233,6 +249,54 @@ impl Optimize {
             false => tempfile::tempfile_in(folder).map(drop),
         };
         writable.with_context(|| format!("{}: cannot write the report", report.display()))
+    }
+
+    /// Writes the page. A result that was rejected is read from where it was kept.
+    fn draw(&self, report: &Report, input: &Source, model: Option<&Model>) -> anyhow::Result<()> {
+        let Some(path) = &self.html else { return Ok(()) };
+        let kept = || -> Result<Model, dmopt::Error> {
+            let mut model = match &report.output.path {
+                Some(path) if Path::new(path).is_file() => Source::open(path.as_ref())?.model()?,
+                _ => input.model()?,
+            };
+            infer_graph(&mut model.graph);
+            Ok(model)
+        };
+        let mut original = input.model()?;
+        infer_graph(&mut original.graph);
+        let result = model.map_or_else(kept, |model| Ok(model.clone()))?;
+        let memory = self.memory(report, input, &result);
+        let content = Content {
+            report,
+            before: &original.graph,
+            after: &result.graph,
+            memory: memory.as_ref().map_err(String::as_str),
+        };
+        let page = content.html();
+        Ok(dmopt::onnx::replace(path, |file| file.write_all(page.as_bytes())).map_err(dmopt::Error::from)?)
+    }
+
+    /// The memory of both models at the sizes of the prediction, or why it is not known.
+    fn memory(&self, report: &Report, input: &Source, result: &Model) -> Result<MemoryReport, String> {
+        let say = |cause: dmopt::Error| cause.to_string();
+        let mut sizes = self.sizes.sizes();
+        sizes.dims.extend(report.peak.predicted.sizes.clone());
+        let options = MemoryOptions {
+            kernels: passes::Target::from(self.target).kernels(),
+            session: self.ort.session.into(),
+            sizes,
+            ..MemoryOptions::default()
+        };
+        let proto = dmopt::onnx::export(result, &Default::default()).map_err(|cause| cause.to_string())?;
+        let after = Source {
+            name: report.output.path.clone().unwrap_or_else(|| "result".to_string()),
+            bytes: dmopt::onnx::encode(&proto).concat().into(),
+            path: None,
+            folder: input.folder.clone(),
+        };
+        let mut both = dmopt::memory_report(input, &options).map_err(say)?;
+        both.other = Some(Box::new(dmopt::memory_report(&after, &options).map_err(say)?));
+        Ok(both)
     }
 
     /// Writes the report, and the table to where people read: standard output, unless that carries data.

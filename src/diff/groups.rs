@@ -1,7 +1,7 @@
 //! Changes that belong together: what leads to a mixing site is that site's; what is left belongs to the block that its
 //! names tell (`/layers.3/conv` is in `/layers.3`), or to the result that it leads to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use dmopt_ir::text::print_op;
 use dmopt_ir::{AttributeValue, Graph, Op, OpId};
@@ -24,17 +24,8 @@ fn sites(graph: &Graph) -> HashMap<String, Site> {
 }
 
 fn graph(matching: &Matching<'_>, sites: &[HashMap<String, Site>; 2], prefix: &str, found: &mut Vec<Group>) {
-    let changed: Vec<(OpId, OpId, Vec<String>)> = matching
-        .pairs()
-        .into_iter()
-        .map(|(p, q)| (p, q, matching.differences(p, q)))
-        .filter(|(.., differences)| !differences.is_empty())
-        .collect();
-    let mut owners = [HashMap::new(), HashMap::new()];
-    for side in [0, 1] {
-        let touched = changed.iter().map(|&(p, q, _)| [p, q][side]).chain(matching.alone(side));
-        owners[side] = own(matching.graphs[side], touched.collect(), &sites[side], &sites[1 - side]);
-    }
+    let changed = changed(matching);
+    let owners = owners(matching, &changed, sites);
     // By place: groups come in the order in which they are first mentioned.
     let mut grouped: BTreeMap<usize, Group> = BTreeMap::new();
     let mut place: HashMap<String, usize> = HashMap::new();
@@ -89,6 +80,27 @@ fn graph(matching: &Matching<'_>, sites: &[HashMap<String, Site>; 2], prefix: &s
     }
 }
 
+/// An operator of each graph, and what differs between them.
+type Difference = (OpId, OpId, Vec<String>);
+
+/// Operators that both graphs have and that are not the same.
+fn changed(matching: &Matching<'_>) -> Vec<Difference> {
+    let pairs = matching.pairs().into_iter().map(|(p, q)| (p, q, matching.differences(p, q)));
+    pairs.filter(|(.., differences)| !differences.is_empty()).collect()
+}
+
+/// What the operators of both sides that changed belong to.
+fn owners(
+    matching: &Matching<'_>,
+    changed: &[Difference],
+    sites: &[HashMap<String, Site>; 2],
+) -> [HashMap<OpId, Owner>; 2] {
+    [0, 1].map(|side| {
+        let touched = changed.iter().map(|&(p, q, _)| [p, q][side]).chain(matching.alone(side));
+        own(matching.graphs[side], touched.collect(), sites, side)
+    })
+}
+
 enum Event {
     Gone(OpId),
     Changed(usize),
@@ -135,15 +147,18 @@ impl Owner {
 /// Owners of the operators that changed: readers first, because what leads to a site belongs to it.
 fn own(
     graph: &Graph,
-    touched: std::collections::HashSet<OpId>,
-    sites: &HashMap<String, Site>,
-    other: &HashMap<String, Site>,
+    touched: HashSet<OpId>,
+    sites: &[HashMap<String, Site>; 2],
+    side: usize,
 ) -> HashMap<OpId, Owner> {
     let mut owners: HashMap<OpId, Owner> = HashMap::new();
     for op in graph.order().unwrap_or_default().into_iter().rev().filter(|op| touched.contains(op)) {
         let name = first_result(graph, op).unwrap_or_default();
-        let site = sites.contains_key(name) || other.contains_key(name);
-        let reader = graph.successors(op).find_map(|reader| owners.get(&reader).cloned());
+        let reader = graph.successors(op).filter_map(|reader| owners.get(&reader));
+        let reader = reader.max_by_key(|owner| owner.kind).cloned();
+        // What a rewrite wrote in parts is one site still.
+        let part = side == 1 && reader.as_ref().is_some_and(|reader| reader.kind == Kind::Site);
+        let site = sites[0].contains_key(name) || (sites[1].contains_key(name) && !part);
         let owner = match (site, block(&graph.op(op).name), reader) {
             (true, ..) => Owner::new(Kind::Site, name),
             (false, _, Some(reader)) if reader.kind == Kind::Site => reader,
@@ -179,4 +194,16 @@ fn bodies<'g>(p: &'g Op, q: &'g Op) -> impl Iterator<Item = (&'g str, &'g Graph,
         }
         _ => None,
     })
+}
+
+/// The operators on both sides that changed and belong to a mixing site, by the site's result.
+pub(crate) fn members(matching: &Matching<'_>) -> HashMap<String, [HashSet<OpId>; 2]> {
+    let sites = [sites(matching.graphs[0]), sites(matching.graphs[1])];
+    let mut found: HashMap<String, [HashSet<OpId>; 2]> = HashMap::new();
+    for (side, owners) in owners(matching, &changed(matching), &sites).into_iter().enumerate() {
+        for (op, owner) in owners.into_iter().filter(|(_, owner)| owner.kind == Kind::Site) {
+            found.entry(owner.name).or_default()[side].insert(op);
+        }
+    }
+    found
 }

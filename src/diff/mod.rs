@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::report::File;
 use crate::{Error, Facts, Source, ir};
 
-pub(crate) use groups::groups;
+pub(crate) use groups::{groups, members};
 pub(crate) use matching::Matching;
 
 /// The value of [`Diff::schema`].

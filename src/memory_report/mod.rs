@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::memory;
 
 pub use build::memory_report;
+pub(crate) use page::Page;
+pub(crate) use picture::escape;
 
 /// The value of [`MemoryReport::schema`].
 pub const SCHEMA: &str = "dmopt.memory/1";

@@ -9,21 +9,39 @@ use super::picture::{HEIGHT, areas, colours, escape, scale};
 /// The page, with `%%NAME%%` where something is put in.
 const PAGE: &str = include_str!("timeline.html");
 
-impl MemoryReport {
-    /// The timeline as an HTML page: what is in memory at every step, and why; two models side by side at one scale.
-    pub fn html(&self) -> String {
-        let scale = scale(self);
-        let plots: String = self.models().map(|model| model.section(scale)).collect();
+/// What a page has beside the timeline; all but the title is markup.
+#[derive(Default)]
+pub(crate) struct Page {
+    /// What the browser calls it.
+    pub title: String,
+    /// The heading.
+    pub heading: String,
+    /// What comes before the timeline.
+    pub before: String,
+    /// What comes after it.
+    pub after: String,
+    /// Further rules of style.
+    pub style: String,
+}
+
+impl Page {
+    /// The page; without a report it has no timeline.
+    pub fn render(&self, report: Option<&MemoryReport>) -> String {
+        let scale = report.map_or(1, scale);
+        let plots: String =
+            report.into_iter().flat_map(|r| r.models()).map(|model| model.section(scale)).collect();
         // Nothing in the data can end the script element that they are in.
-        let data = serde_json::to_string(self).unwrap_or_default().replace('<', "\\u003c");
-        let names: Vec<&str> = self.models().map(|model| model.path.as_str()).collect();
-        let title = escape(&names.join(" and "));
+        let data = serde_json::to_string(&report).unwrap_or_default().replace('<', "\\u003c");
         let mut page = String::with_capacity(PAGE.len() + plots.len() + data.len() + 1000);
         let mut parts = PAGE.split("%%");
         page.push_str(parts.next().unwrap_or_default());
         while let (Some(name), Some(text)) = (parts.next(), parts.next()) {
             match name {
-                "TITLE" => page.push_str(&title),
+                "TITLE" => page.push_str(&escape(&self.title)),
+                "HEADING" => page.push_str(&self.heading),
+                "BEFORE" => page.push_str(&self.before),
+                "AFTER" => page.push_str(&self.after),
+                "STYLE" => page.push_str(&self.style),
                 "SCALE" => page.push_str(&scale.to_string()),
                 "COLOURS" => page.push_str(&colours(":root")),
                 "PLOTS" => page.push_str(&plots),
@@ -33,6 +51,19 @@ impl MemoryReport {
             page.push_str(text);
         }
         page
+    }
+}
+
+impl MemoryReport {
+    /// The timeline as an HTML page: what is in memory at every step, and why; two models side by side at one scale.
+    pub fn html(&self) -> String {
+        let names: Vec<&str> = self.models().map(|model| model.path.as_str()).collect();
+        let page = Page {
+            title: format!("Memory of {}", names.join(" and ")),
+            heading: "What is in memory, step by step".to_string(),
+            ..Page::default()
+        };
+        page.render(Some(self))
     }
 
     fn section(&self, scale: u64) -> String {

@@ -150,7 +150,7 @@ fn ticks(most: u64, count: u64) -> impl Iterator<Item = u64> {
 }
 
 /// Text that is safe between tags and in quotes; characters that XML cannot hold are left out.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
