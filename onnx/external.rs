@@ -8,10 +8,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use tempfile::TempPath;
 
 use crate::error::{ExternalError, ImportError, TensorFault};
 use crate::schema::{DataLocation, ModelProto, StringStringEntryProto, TensorProto};
-use crate::{read, scratch, tensors, walk};
+use crate::scratch::{self, Scratch};
+use crate::{read, tensors, walk};
 
 /// A range of an external file, as a tensor refers to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,22 +191,29 @@ impl Folder {
         let target = other.join(plain(location)?);
         let failed =
             |cause: io::Error| ExternalError::File { path: target.clone(), reason: cause.to_string() };
+        let compare = || match same_content(&source, &target).map_err(failed)? {
+            true => Ok(Brought::Present),
+            false => Err(ExternalError::File {
+                path: target.clone(),
+                reason: format!("in the way of {}, and different from it", source.display()),
+            }),
+        };
         if fs::symlink_metadata(&target).is_ok() {
-            return if same_content(&source, &target).map_err(failed)? {
-                Ok(Brought::Present)
-            } else {
-                Err(ExternalError::File {
-                    path: target,
-                    reason: format!("in the way of {}, and different from it", source.display()),
-                })
-            };
+            return compare();
         }
         let folder = parent(&target);
         fs::create_dir_all(&folder).map_err(failed)?;
-        let mut copy = scratch::file(&folder).map_err(failed)?;
+        let scratch = Scratch::within(&folder).map_err(failed)?;
+        let new = scratch.path().join("copy");
+        let mut copy = File::create_new(&new).map_err(failed)?;
         io::copy(&mut File::open(&source).map_err(failed)?, &mut copy).map_err(failed)?;
-        copy.as_file().sync_all().map_err(failed)?;
-        copy.persist_noclobber(&target).map_err(|error| failed(error.error))?;
+        copy.sync_all().map_err(failed)?;
+        match TempPath::try_from_path(new).map_err(failed)?.persist_noclobber(&target) {
+            Ok(()) => scratch::sync_folder(&folder),
+            // Another process was faster.
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return compare(),
+            Err(error) => return Err(failed(error.error)),
+        }
         Ok(Brought::Copied)
     }
 }

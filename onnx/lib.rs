@@ -29,7 +29,10 @@ pub use read::{decode, open, slurp};
 pub use spill::{ALIGNMENT, SMALL};
 pub use walk::locations;
 pub use wire::{Fixed, Packed};
-pub use write::{PROTOBUF_LIMIT, SPLICE, WriteOptions, Written, encode, replace, write, write_stream};
+pub use write::{
+    PROTOBUF_LIMIT, SPLICE, WriteOptions, Written, encode, locations_of_file, publish, replace, write,
+    write_stream,
+};
 
 use std::path::Path;
 use std::sync::Arc;

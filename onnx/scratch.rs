@@ -1,51 +1,220 @@
-//! Temporary files and folders, known by path so that a process that is told to stop can take them away: destructors do
-//! not run then.
+//! Temporary folders beside the files that they become, and what takes them away whatever happens to the process:
+//!
+//! - it ends, with or without an error: the destructor of [`Scratch`];
+//! - it is told to stop, when destructors do not run: [`clear_for_exit`];
+//! - it is killed: the next process that makes a folder at the same place.
+//!
+//! The last one must know that the owner is dead. Each folder holds a file that its owner keeps locked, and the system
+//! ends a lock with the process that holds it; so a folder whose lock can be had is nobody's. Folders of this kind
+//! without a lock, or on file systems that have no locks, are left alone.
 
-use std::io;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::Builder;
 
-/// How the name of everything temporary begins. No output is called so unless someone asks for it.
+/// How the name of every temporary folder begins. No output is called so unless someone asks for it.
 const PREFIX: &str = ".dmopt-";
 
-/// Everything made so far. What was moved into place or dropped is no longer there under its random name.
+/// Length of what follows in the name.
+const RANDOM: usize = 6;
+
+/// The file within the folder that its owner holds, and what it says.
+const LOCK: &str = ".dmopt-owner";
+const CONTENT: &[u8] = b"Temporary files of dmopt. Its next run beside this folder takes them away.\n";
+
+/// How often another folder is tried when one is taken away before it is locked.
+const TRIES: usize = 16;
+
+/// Everything made so far; what was dropped is no longer there under its random name. And where it was looked for
+/// what others left.
 static MADE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+static SWEPT: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
 
-/// A temporary file in a folder, with the permissions that the process gives to new files.
-pub(crate) fn file(folder: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = Builder::new();
-    builder.prefix(PREFIX);
-    #[cfg(unix)]
-    let new_file = std::os::unix::fs::PermissionsExt::from_mode(0o666); // The process's mask applies.
-    #[cfg(unix)]
-    builder.permissions(new_file);
-    made(|| builder.tempfile_in(folder), NamedTempFile::path)
+/// A temporary folder, which goes away with the value.
+#[derive(Debug)]
+pub struct Scratch {
+    folder: PathBuf,
+    // Dropped after the folder is gone.
+    _lock: File,
 }
 
-/// A temporary folder within a folder.
-///
-/// # Errors
-/// It cannot be made there.
-pub fn folder(within: &Path) -> io::Result<TempDir> {
-    made(|| Builder::new().prefix(PREFIX).tempdir_in(within), TempDir::path)
+impl Scratch {
+    /// A temporary folder within `place`.
+    ///
+    /// # Errors
+    /// It cannot be made there.
+    pub fn within(place: &Path) -> io::Result<Scratch> {
+        // A relative path would lead elsewhere if the current folder changed.
+        let place = std::path::absolute(place)?;
+        let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if swept.get_or_insert_default().insert(place.clone()) {
+            sweep(&place);
+        }
+        drop(swept);
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..TRIES {
+            let folder = Builder::new().prefix(PREFIX).rand_bytes(RANDOM).tempdir_in(&place)?.keep();
+            made.push(folder.clone());
+            match lock(&folder) {
+                Ok(Some(lock)) => return Ok(Scratch { folder, _lock: lock }),
+                // Another process has taken it for one that was left behind.
+                Ok(None) => {}
+                Err(cause) if cause.kind() == ErrorKind::NotFound => {}
+                Err(cause) => {
+                    let _ = remove(&folder);
+                    return Err(cause);
+                }
+            }
+        }
+        Err(io::Error::other("temporary folders disappear as soon as they are made"))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
 }
 
-/// Takes away whatever is there of the temporary files and folders of this process. From then on, whoever wants to make
-/// another one waits for ever: this is for a process that ends.
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = remove(&self.folder);
+    }
+}
+
+/// The lock of a new folder; `None` if another process has it.
+fn lock(folder: &Path) -> io::Result<Option<File>> {
+    let path = folder.join(LOCK);
+    let mut file = File::create_new(&path)?;
+    match file.try_lock() {
+        Ok(()) if !path.exists() => return Ok(None),
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        // Without locks, nobody else gets one either.
+        Ok(()) | Err(fs::TryLockError::Error(_)) => {}
+    }
+    file.write_all(CONTENT)?;
+    Ok(Some(file))
+}
+
+/// Takes away the folders at a place whose owners are dead.
+fn sweep(place: &Path) {
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let ours = random.is_some_and(|random| random.len() == RANDOM);
+        // The type is the entry's own: a symbolic link is no folder.
+        if ours && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let _ = take_away(&entry.path());
+        }
+    }
+}
+
+fn take_away(folder: &Path) -> io::Result<()> {
+    let path = folder.join(LOCK);
+    match fs::symlink_metadata(&path) {
+        // An owner that was killed before it made the lock. One that is alive is in the middle of that, and makes
+        // another folder.
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return fs::remove_dir(folder),
+        Err(cause) => return Err(cause),
+        Ok(kind) if !kind.is_file() => return Ok(()),
+        Ok(_) => {}
+    }
+    let lock = File::options().read(true).write(true).open(&path)?;
+    if lock.try_lock().is_err() || !CONTENT.starts_with(&fs::read(&path)?) {
+        return Ok(());
+    }
+    remove(folder)
+}
+
+/// Removes a folder, the lock last: whoever is killed on the way leaves what the next one knows.
+fn remove(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false if entry.file_name() == LOCK => {}
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    match fs::remove_file(folder.join(LOCK)) {
+        Err(cause) if cause.kind() != ErrorKind::NotFound => Err(cause),
+        _ => fs::remove_dir(folder),
+    }
+}
+
+/// Takes away whatever is there of the temporary folders of this process. From then on, whoever wants to make another
+/// one waits for ever: this is for a process that ends.
 pub fn clear_for_exit() {
     let made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     for path in made.iter() {
-        let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        let _ = remove(path);
     }
     std::mem::forget(made);
 }
 
-fn made<T>(make: impl FnOnce() -> io::Result<T>, path: fn(&T) -> &Path) -> io::Result<T> {
-    let mut known = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    let new = make()?;
-    // A relative path would lead elsewhere if the current folder changed.
-    known.push(std::path::absolute(path(&new))?);
-    Ok(new)
+/// Makes what was renamed within a folder last through a failure of power. Where folders cannot be flushed, it does so
+/// a little later.
+pub fn sync_folder(folder: &Path) {
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn abandoned(place: &Path, random: &str, content: &[u8]) -> PathBuf {
+        let folder = place.join(format!("{PREFIX}{random}"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(LOCK), content).unwrap();
+        fs::write(folder.join("half a model"), "half").unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_folder_goes_away_with_its_value() {
+        let place = tempfile::tempdir().unwrap();
+        let scratch = Scratch::within(place.path()).unwrap();
+        assert!(scratch.path().is_dir());
+        drop(scratch);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_the_dead_left_is_taken_away() {
+        let place = tempfile::tempdir().unwrap();
+        abandoned(place.path(), "abcdef", CONTENT);
+        abandoned(place.path(), "ghijkl", &CONTENT[..9]);
+        fs::create_dir(place.path().join(".dmopt-mnopqr")).unwrap();
+        drop(Scratch::within(place.path()).unwrap());
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_the_living_hold_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let scratch = Scratch::within(place.path()).unwrap();
+        sweep(place.path());
+        assert!(scratch.path().join(LOCK).is_file());
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let foreign = abandoned(place.path(), "abcdef", b"precious");
+        let longer = abandoned(place.path(), "notebook", CONTENT);
+        let no_lock = place.path().join(".dmopt-ghijkl");
+        fs::create_dir(&no_lock).unwrap();
+        fs::write(no_lock.join("notes"), "notes").unwrap();
+        let file = place.path().join(".dmopt-mnopqr");
+        fs::write(&file, "notes").unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&longer, place.path().join(".dmopt-stuvwx")).unwrap();
+        sweep(place.path());
+        for path in [foreign.join("half a model"), longer.join("half a model"), no_lock.join("notes"), file] {
+            assert!(path.is_file(), "{}", path.display());
+        }
+    }
 }

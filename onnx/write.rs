@@ -11,9 +11,9 @@ use prost::Message;
 use crate::error::Error;
 use crate::external::{Brought, Folder, parent};
 use crate::schema::ModelProto;
-use crate::scratch;
+use crate::scratch::{self, Scratch};
 use crate::spill::{self, Spill};
-use crate::walk;
+use crate::{read, walk};
 
 /// Largest protobuf message that readers accept: its length must fit an `i32`.
 pub const PROTOBUF_LIMIT: u64 = i32::MAX as u64;
@@ -25,11 +25,13 @@ pub struct WriteOptions<'a> {
     pub limit: u64,
     /// The folder that external data of the model are in; they come along when the output goes elsewhere.
     pub source: Option<&'a Folder>,
+    /// Names that the second file must not have: something else refers to files of these names.
+    pub avoid: &'a [String],
 }
 
 impl Default for WriteOptions<'_> {
     fn default() -> Self {
-        WriteOptions { limit: PROTOBUF_LIMIT, source: None }
+        WriteOptions { limit: PROTOBUF_LIMIT, source: None, avoid: &[] }
     }
 }
 
@@ -47,8 +49,8 @@ pub struct Written {
 /// Writes a model to a file; an existing one is replaced as a whole, at the end.
 ///
 /// A model above the limit gets its weights (initializers of 1 KiB and more) moved to one file `<path>.data` next to
-/// it, which is in place before the model refers to it. External files that the model refers to already are
-/// copied next to the output ([`Folder::bring`]).
+/// it, which is in place before the model refers to it, and never in the place of a file that the model which is there
+/// so far refers to. External files that the model refers to already are copied next to the output ([`Folder::bring`]).
 ///
 /// # Errors
 /// The file or those that it needs cannot be written, or the model is above the limit even without weights. A file
@@ -57,7 +59,8 @@ pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Resu
     let mut written = Written::default();
     let locations = walk::locations(&model)?;
     let mut weights = Vec::new();
-    let name = free_name(path, &locations);
+    let old = locations_of_file(path);
+    let name = free_name(path, &[&locations[..], &old, options.avoid].concat());
     if model.encoded_len() as u64 > options.limit {
         weights = spill::spill(&mut model, &name);
         fits(&model, path, options.limit, "")?;
@@ -104,10 +107,17 @@ fn fits(model: &ModelProto, path: &Path, limit: u64, hint: &'static str) -> Resu
     Err(Error::TooLarge { file: path.display().to_string(), bytes, limit, hint })
 }
 
-/// `<path>.data`, or a numbered one when the model refers to a file of that name already.
-fn free_name(path: &Path, locations: &[String]) -> String {
+/// The external files that the model in a file refers to; none if it is no model.
+pub fn locations_of_file(path: &Path) -> Vec<String> {
+    let model =
+        if path.is_file() { read::open(path).and_then(|bytes| read::decode("", bytes)).ok() } else { None };
+    model.and_then(|model| walk::locations(&model).ok()).unwrap_or_default()
+}
+
+/// `<path>.data`, or a numbered one when a file of that name is in use.
+fn free_name(path: &Path, used: &[String]) -> String {
     let stem = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let used = |name: &String| locations.iter().any(|location| Path::new(location) == Path::new(name));
+    let used = |name: &String| used.iter().any(|location| Path::new(location) == Path::new(name));
     let mut name = format!("{stem}.data");
     let mut number = 1;
     while used(&name) {
@@ -122,9 +132,9 @@ fn write_at(file: &mut fs::File, piece: &Spill) -> io::Result<()> {
     file.write_all(&piece.data)
 }
 
-/// Puts a file in place as a whole: written beside its target, flushed to disk, then renamed over it. Permissions are
-/// those of the file that was there, else what the process gives to new files. A symbolic link stays one; anything
-/// that is not a regular file (a pipe, `/dev/null`) is written to directly.
+/// Puts a file in place as a whole: written beside its target, flushed to disk, then renamed over it
+/// ([`publish`]). A symbolic link stays one; anything that is not a regular file (a pipe, `/dev/null`) is written to
+/// directly.
 ///
 /// # Errors
 /// The path is a folder, or a file operation failed; what was there before is still there.
@@ -141,15 +151,30 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) 
     let target = target.map_err(Error::io(path, "resolve"))?;
     let folder = parent(&target);
 
-    let mut file = scratch::file(&folder).map_err(Error::io(path, "write beside"))?;
-    fill(file.as_file_mut()).map_err(Error::io(path, "write"))?;
-    if let Some(kind) = existing {
-        file.as_file().set_permissions(kind.permissions()).map_err(Error::io(path, "set permissions of"))?;
+    let scratch = Scratch::within(&folder).map_err(Error::io(path, "write beside"))?;
+    let new = scratch.path().join(target.file_name().unwrap_or_default());
+    let mut file = fs::File::create_new(&new).map_err(Error::io(path, "write beside"))?;
+    fill(&mut file).map_err(Error::io(path, "write"))?;
+    file.sync_all().map_err(Error::io(path, "flush"))?;
+    publish(&new, &target).map_err(Error::io(path, "put in place"))
+}
+
+/// Renames a file that is complete on disk over `target`. It gets the permissions of what was there, and its owner
+/// where the process may give files away.
+///
+/// # Errors
+/// The system refuses; what was at the target is still there.
+pub fn publish(new: &Path, target: &Path) -> io::Result<()> {
+    if let Ok(old) = fs::metadata(target) {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{MetadataExt, chown};
+            let _ = chown(new, Some(old.uid()), Some(old.gid()));
+        }
+        fs::set_permissions(new, old.permissions())?;
     }
-    file.as_file().sync_all().map_err(Error::io(path, "flush"))?;
-    file.persist(&target).map_err(|error| Error::io(path, "put in place")(error.error))?;
-    // The rename itself reaches the disk with the folder; where folders cannot be flushed, it does so later.
-    let _ = fs::File::open(&folder).and_then(|folder| folder.sync_all());
+    fs::rename(new, target)?;
+    scratch::sync_folder(&parent(target));
     Ok(())
 }
 

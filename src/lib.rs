@@ -168,7 +168,7 @@ pub struct Optimized {
 pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> Result<Optimized, Error> {
     let say = |stage| options.progress.iter().for_each(|tell| tell(stage));
     say(Stage::Read);
-    place::check(&target)?;
+    place::check(&target, source)?;
     let mut original = source.complete_model()?;
     source.guard(&target, &original)?;
     // Before the work, because a runtime that was asked for may not be there.

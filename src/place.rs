@@ -1,12 +1,19 @@
 //! The result on its way to its place: written beside it, proved there, then moved.
+//!
+//! Whatever happens on the way, to this process or to another one with the same target: files that the model at the
+//! target refers to are never replaced, weights are in place before a model refers to them, and the model is replaced
+//! in one step. So the old model or the new one is there, whole.
 
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use dmopt_runtime::{ModelFile, Status};
-use tempfile::TempDir;
+use tempfile::TempPath;
 
 use crate::onnx::schema::ModelProto;
+use crate::onnx::scratch::{self, Scratch};
 use crate::onnx::{self, Folder, PROTOBUF_LIMIT, WriteOptions};
 use crate::source::folder_of;
 use crate::{Error, Proof, Source, Target};
@@ -58,155 +65,206 @@ pub fn place(
     prove: Option<&Prove<'_>>,
     require: bool,
 ) -> Result<Placed, Error> {
-    let folder = Folder::new(&source.folder);
-    let write = WriteOptions { source: Some(&folder), ..WriteOptions::default() };
-    let Some(prove) = prove else {
-        let (path, bytes) = put(candidate, target, &write)?;
+    let place = destination(&target, source)?;
+    if prove.is_none() && place.is_none() {
+        let (path, bytes) = put(candidate, target)?;
         return Ok(Placed { verdict: Verdict::InPlace, path: Some(path), bytes, proof: None });
-    };
-
-    let staged = Staged::write(&candidate, &target, &write)?;
-    let proof = prove(&staged.file()?)?;
+    }
+    let staged = Staged::write(&candidate, source, &target, place.as_deref())?;
+    let proof = prove.map(|prove| prove(&staged.file(source)?)).transpose()?;
     let bytes = staged.written.bytes;
-    let (verdict, path) = match proof.status() {
-        Status::Failed => {
-            let kept = keep(candidate, source, &target, &write);
+    let (verdict, path) = match proof.as_ref().map(Proof::status) {
+        Some(Status::Failed) => {
+            let kept = keep(candidate, source, place.as_deref());
             let path = kept.as_ref().ok().map(|path| path.display().to_string());
             (Verdict::Rejected { kept }, path)
         }
-        Status::Skipped if require => (Verdict::Withheld, None),
-        Status::Passed | Status::Skipped => {
-            let path = match target {
-                Target::File(path) if !is_special(&path) => staged.move_to(&path, &write)?,
-                target => put(candidate, target, &write)?.0,
+        Some(Status::Skipped) if require => (Verdict::Withheld, None),
+        _ => {
+            let path = match (&place, &target) {
+                (Some(place), _) => {
+                    staged.publish(source, place, backup(&target, place).as_deref())?;
+                    // As the caller called it, though it may be a link.
+                    match &target {
+                        Target::File(path) => path.display().to_string(),
+                        _ => source.name.clone(),
+                    }
+                }
+                (None, _) => put(candidate, target)?.0,
             };
             (Verdict::InPlace, Some(path))
         }
     };
-    Ok(Placed { verdict, path, bytes, proof: Some(proof) })
+    Ok(Placed { verdict, path, bytes, proof })
 }
 
 /// Looks whether a result can be put where `target` says, before any work is done for it.
 ///
 /// # Errors
-/// The target is a folder, or the folder that it would be in is missing or not to be written to.
-pub(crate) fn check(target: &Target<'_>) -> Result<(), Error> {
-    let Target::File(path) = target else { return Ok(()) };
-    let names_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-    match fs::metadata(path) {
-        _ if names_folder => return Err(onnx::Error::Directory(path.clone()).into()),
-        Ok(kind) if kind.is_dir() => return Err(onnx::Error::Directory(path.clone()).into()),
-        Ok(kind) if !kind.is_file() => return Ok(()),
-        _ => {}
+/// The target is a folder, the folder that it would be in is missing or not to be written to, or the copy of the
+/// original would replace a file.
+pub(crate) fn check(target: &Target<'_>, source: &Source) -> Result<(), Error> {
+    if let Target::File(path) = target {
+        let names_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        if names_folder || path.is_dir() {
+            return Err(onnx::Error::Directory(path.clone()).into());
+        }
     }
-    let path = resolved(path)?;
+    let Some(place) = destination(target, source)? else { return Ok(()) };
+    if let Some(backup) = backup(target, &place).filter(|path| path.symlink_metadata().is_ok()) {
+        let reason = "is there already, and may be the only copy of something";
+        return Err(Error::Overwrites { output: backup, reason });
+    }
     // A file without a name: where that can be made, so can one with a name, and nothing has to be cleaned up.
-    tempfile::tempfile_in(folder_of(&path)).map(drop).map_err(|cause| Error::Io {
-        path,
-        action: "write a file there",
-        cause,
-    })
+    tempfile::tempfile_in(folder_of(&place)).map(drop).map_err(io_error(&place, "write a file there"))
 }
 
-/// Writes a model without a detour.
-fn put(model: ModelProto, target: Target<'_>, write: &WriteOptions<'_>) -> Result<(String, u64), Error> {
+/// The regular file that the result becomes, links resolved; `None` for a stream, a pipe or `/dev/null`.
+fn destination(target: &Target<'_>, source: &Source) -> Result<Option<PathBuf>, Error> {
+    let path = match (target, &source.path) {
+        (Target::Stream { .. }, _) => return Ok(None),
+        (Target::File(path), _) => path,
+        (Target::InPlace { .. }, Some(path)) => path,
+        (Target::InPlace { .. }, None) => {
+            let cause = io::Error::other("it came through a pipe");
+            return Err(io_error(Path::new(&source.name), "replace")(cause));
+        }
+    };
+    if fs::metadata(path).is_ok_and(|kind| !kind.is_file()) {
+        return Ok(None);
+    }
+    match path.is_symlink() {
+        true => path.canonicalize().map(Some).map_err(io_error(path, "resolve")),
+        false => Ok(Some(path.clone())),
+    }
+}
+
+/// Where a copy of the original goes, if one is asked for.
+fn backup(target: &Target<'_>, place: &Path) -> Option<PathBuf> {
+    let Target::InPlace { backup: Some(suffix) } = target else { return None };
+    let mut name: OsString = place.as_os_str().to_os_string();
+    name.push(suffix);
+    Some(name.into())
+}
+
+/// Writes a model to something that is no regular file.
+fn put(model: ModelProto, target: Target<'_>) -> Result<(String, u64), Error> {
     match target {
-        Target::File(path) => Ok((path.display().to_string(), onnx::write(model, &path, write)?.bytes)),
         Target::Stream { name, stream } => {
-            Ok((name.to_string(), onnx::write_stream(&model, name, stream, write.limit)?))
+            Ok((name.to_string(), onnx::write_stream(&model, name, stream, PROTOBUF_LIMIT)?))
+        }
+        Target::File(path) => {
+            Ok((path.display().to_string(), onnx::write(model, &path, &WriteOptions::default())?.bytes))
+        }
+        Target::InPlace { .. } => {
+            Err(io_error(Path::new("the input"), "replace")(io::Error::other("it is no file")))
         }
     }
 }
 
 /// Keeps a result that failed, beside where it would have gone.
-fn keep(
-    model: ModelProto,
-    source: &Source,
-    target: &Target<'_>,
-    write: &WriteOptions<'_>,
-) -> Result<PathBuf, String> {
-    let Target::File(path) = target else { return Err("it would have gone to a pipe".to_string()) };
-    let path = path.with_extension("rejected.onnx");
+fn keep(model: ModelProto, source: &Source, place: Option<&Path>) -> Result<PathBuf, String> {
+    let path = place.ok_or("it would have gone to a pipe")?.with_extension("rejected.onnx");
     if source.is_at(&path) {
         return Err(format!("{} is the input", path.display()));
     }
-    onnx::write(model, &path, write).map(|_| path).map_err(|cause| cause.to_string())
-}
-
-/// True for something other than a regular file or nothing: a pipe, `/dev/null`.
-fn is_special(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|kind| !kind.is_file())
+    let folder = Folder::new(&source.folder);
+    let options = WriteOptions { source: Some(&folder), ..WriteOptions::default() };
+    onnx::write(model, &path, &options).map(|_| path).map_err(|cause| cause.to_string())
 }
 
 /// A result in a temporary folder of its own, on the file system where it will stay: moving it is one step then.
 struct Staged {
-    folder: TempDir,
+    scratch: Scratch,
     model: PathBuf,
     written: onnx::Written,
+    /// External files of the source that the model refers to.
+    locations: Vec<String>,
 }
 
 impl Staged {
-    fn write(candidate: &ModelProto, target: &Target<'_>, write: &WriteOptions<'_>) -> Result<Staged, Error> {
-        let (place, name) = match target {
-            Target::File(path) if fs::metadata(path).is_ok_and(|kind| kind.is_dir()) => {
-                return Err(onnx::Error::Directory(path.clone()).into());
-            }
-            Target::File(path) if !is_special(path) => {
-                let path = resolved(path)?;
-                (folder_of(&path), path.file_name().unwrap_or_default().to_os_string())
-            }
-            _ => (std::env::temp_dir(), "model.onnx".into()),
+    fn write(
+        candidate: &ModelProto,
+        source: &Source,
+        target: &Target<'_>,
+        place: Option<&Path>,
+    ) -> Result<Staged, Error> {
+        let (folder, name) = match place {
+            Some(place) => (folder_of(place), place.file_name().unwrap_or_default().to_os_string()),
+            None => (std::env::temp_dir(), "model.onnx".into()),
         };
-        let folder = onnx::scratch::folder(&place).map_err(|cause| Error::Io {
-            path: place,
-            action: "write to",
-            cause,
-        })?;
-        let model = folder.path().join(name);
         // A stream has no place for a second file, so its limit has to show before the work of proving.
         if let Target::Stream { name, .. } = target {
-            onnx::write_stream(candidate, name, std::io::sink(), PROTOBUF_LIMIT)?;
+            onnx::write_stream(candidate, name, io::sink(), PROTOBUF_LIMIT)?;
         }
-        let written = onnx::write(candidate.clone(), &model, write)?;
-        Ok(Staged { folder, model, written })
+        let scratch = Scratch::within(&folder).map_err(io_error(&folder, "write to"))?;
+        let model = scratch.path().join(name);
+        let locations = onnx::locations(candidate).map_err(onnx::Error::from)?;
+        let avoid = place.map(onnx::locations_of_file).unwrap_or_default();
+        let options = WriteOptions { avoid: &avoid, ..WriteOptions::default() };
+        let written = onnx::write(candidate.clone(), &model, &options)?;
+        if written.weights.is_some() {
+            // Who runs it looks for all of its files in one folder.
+            bring(source, &locations, scratch.path())?;
+        }
+        Ok(Staged { scratch, model, written, locations })
     }
 
-    fn file(&self) -> Result<ModelFile, Error> {
-        Ok(ModelFile { bytes: onnx::open(&self.model)?, folder: Some(self.folder.path().to_path_buf()) })
+    fn file(&self, source: &Source) -> Result<ModelFile, Error> {
+        let folder = if self.written.weights.is_some() { self.scratch.path() } else { &source.folder };
+        Ok(ModelFile { bytes: onnx::open(&self.model)?, folder: Some(folder.to_path_buf()) })
     }
 
     /// Moves weights first, so that the model never refers to what is not there.
-    fn move_to(self, path: &Path, write: &WriteOptions<'_>) -> Result<String, Error> {
-        let target = resolved(path)?;
-        let folder = folder_of(&target);
-        if let Some(source) = write.source {
-            for (location, _) in &self.written.brought {
-                source.bring(location, &folder).map_err(onnx::Error::from)?;
-            }
-        }
-        let rename = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(|cause| Error::Io {
-                path: to.to_path_buf(),
-                action: "put in place",
-                cause,
-            })
-        };
+    fn publish(self, source: &Source, place: &Path, backup: Option<&Path>) -> Result<(), Error> {
+        let folder = folder_of(place);
+        bring(source, &self.locations, &folder)?;
+        let _turn = turn(&folder);
         if let Some(weights) = &self.written.weights {
-            rename(weights, &folder.join(weights.file_name().unwrap_or_default()))?;
+            let name = weights.file_name().unwrap_or_default();
+            if onnx::locations_of_file(place).iter().any(|used| Path::new(used) == Path::new(name)) {
+                let cause = io::Error::other("another process has just put a model there");
+                return Err(io_error(place, "put in place")(cause));
+            }
+            let target = folder.join(name);
+            fs::rename(weights, &target).map_err(io_error(&target, "put in place"))?;
+            scratch::sync_folder(&folder);
         }
-        if let Ok(before) = fs::metadata(&target) {
-            let keep = |cause| Error::Io { path: target.clone(), action: "set permissions of", cause };
-            fs::set_permissions(&self.model, before.permissions()).map_err(keep)?;
+        if let Some(backup) = backup {
+            self.back_up(place, backup).map_err(io_error(backup, "copy the original to"))?;
         }
-        rename(&self.model, &target)?;
-        Ok(path.display().to_string())
+        onnx::publish(&self.model, place).map_err(io_error(place, "put in place"))
+    }
+
+    /// A second name for the original, which then loses its first one; a copy where files have one name only.
+    fn back_up(&self, original: &Path, backup: &Path) -> io::Result<()> {
+        match fs::hard_link(original, backup) {
+            Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+                let copy = self.scratch.path().join("original");
+                fs::copy(original, &copy)?;
+                File::open(&copy)?.sync_all()?;
+                TempPath::try_from_path(copy)?.persist_noclobber(backup).map_err(|error| error.error)
+            }
+            done => done,
+        }
     }
 }
 
-/// Where a symbolic link leads, so that it stays one; any other path as it is.
-fn resolved(path: &Path) -> Result<PathBuf, Error> {
-    if !path.is_symlink() {
-        return Ok(path.to_path_buf());
+fn bring(source: &Source, locations: &[String], folder: &Path) -> Result<(), Error> {
+    let from = Folder::new(&source.folder);
+    for location in locations {
+        from.bring(location, folder).map_err(onnx::Error::from)?;
     }
-    path.canonicalize().map_err(|cause| Error::Io { path: path.to_path_buf(), action: "resolve", cause })
+    Ok(())
+}
+
+/// Waits until no other process is putting a result into this folder. Where folders cannot be locked, processes that
+/// write one output at one time may find that it has changed, and say so.
+fn turn(folder: &Path) -> Option<File> {
+    let folder = File::open(folder).ok()?;
+    folder.lock().ok().map(|()| folder)
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |cause| Error::Io { path: path.to_path_buf(), action, cause }
 }

@@ -26,6 +26,11 @@ pub struct Source {
 pub enum Target<'a> {
     /// To a file, which is replaced as a whole.
     File(PathBuf),
+    /// Over the file that the model came from, which is replaced as a whole.
+    InPlace {
+        /// What to append to the name of the file for a copy of the original, which must not be there yet.
+        backup: Option<String>,
+    },
     /// To a stream, once it has proved itself.
     Stream {
         /// What to call it in errors.
@@ -89,7 +94,7 @@ impl Source {
 
     /// Refuses a target that is the input itself, or one of the files that hold its weights.
     pub(crate) fn guard(&self, target: &Target<'_>, model: &Model) -> Result<(), Error> {
-        let Target::File(output) = target else { return Ok(()) };
+        let Target::File(output) = target else { return Ok(()) }; // In place, the input is meant.
         let refuse = |reason| Err(Error::Overwrites { output: output.clone(), reason });
         if self.is_at(output) {
             return refuse("is the input itself");

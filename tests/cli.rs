@@ -54,7 +54,7 @@ impl Desk {
         names
     }
 
-    fn command(&self, arguments: &str) -> Command {
+    pub fn command(&self, arguments: &str) -> Command {
         self.command_with(Path::new(env!("CARGO_BIN_EXE_dmopt")), arguments)
     }
 

@@ -6,6 +6,7 @@
 mod cli;
 mod examples;
 mod exports;
+mod files;
 mod forms;
 mod html_report;
 mod memory;

@@ -249,6 +249,22 @@ fn the_weights_of_a_model_do_not_overwrite_a_file_that_it_refers_to() {
 }
 
 #[test]
+fn the_weights_of_a_model_do_not_overwrite_those_of_the_model_that_it_replaces() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    let options = WriteOptions { limit: 4_000, ..Default::default() };
+    let put = |value: u8| write(model_with(vec![value; 5_000]), &path, &options).unwrap().weights.unwrap();
+    let (first, second) = (put(1), put(2));
+    assert_eq!((fs::read(&first).unwrap()[0], fs::read(&second).unwrap()[0]), (1, 2));
+    // By then, nothing refers to the first any more.
+    assert_eq!(put(3), first);
+    let avoid = ["m.onnx.data".to_string(), "m.onnx.2.data".to_string()];
+    let options = WriteOptions { avoid: &avoid, ..options };
+    let third = write(model_with(vec![4; 5_000]), &path, &options).unwrap().weights.unwrap();
+    assert_eq!(third, folder.path().join("m.onnx.3.data"));
+}
+
+#[test]
 fn a_stream_takes_a_model_within_the_limit() {
     let mut sent = Vec::new();
     let model = model_with(vec![7; 100]);

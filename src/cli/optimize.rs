@@ -28,6 +28,13 @@ pub struct Optimize {
     /// The same as OUT
     #[arg(short, long = "output", value_name = "OUT", conflicts_with = "output")]
     o: Option<PathBuf>,
+    /// Replace IN by the result, in one step, instead of writing to OUT
+    #[arg(long, conflicts_with_all = ["output", "o"])]
+    in_place: bool,
+    /// Keep the original of --in-place as IN with SUFFIX [default: .bak]
+    #[arg(long, value_name = "SUFFIX", requires = "in_place", num_args = 0..=1, require_equals = true,
+        default_missing_value = ".bak", value_parser = suffix)]
+    backup: Option<String>,
     /// What the result is for
     #[arg(long, value_enum, default_value_t = For::Portable)]
     target: For,
@@ -86,6 +93,15 @@ pub struct Optimize {
     /// Print every pass, mixing site and refusal
     #[arg(short, long)]
     verbose: bool,
+}
+
+/// What comes after the name of a file in the name of its copy.
+fn suffix(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("it would be the file itself".to_string()),
+        _ if text.contains(['/', '\\']) => Err("a copy stands beside its original".to_string()),
+        _ => Ok(text.to_string()),
+    }
 }
 
 /// What a result is for.
@@ -148,6 +164,9 @@ fn ratio(text: &str) -> Result<f64, String> {
 impl Optimize {
     pub fn run(self) -> anyhow::Result<()> {
         let output = self.destination();
+        if self.in_place && is_pipe(&self.input) {
+            super::usage_error("standard input cannot be replaced in place");
+        }
         if self.print && is_pipe(&output) {
             super::usage_error("--print and '-' as output would share standard output");
         }
@@ -191,7 +210,9 @@ impl Optimize {
         };
         let input = source(&self.input)?;
         let mut stdout = io::stdout().lock();
-        let target = if is_pipe(&output) {
+        let target = if self.in_place {
+            Target::InPlace { backup: self.backup.clone() }
+        } else if is_pipe(&output) {
             Target::Stream { name: "<stdout>", stream: &mut stdout }
         } else {
             Target::File(output.clone())
@@ -218,6 +239,7 @@ impl Optimize {
     fn destination(&self) -> PathBuf {
         match self.output.as_ref().or(self.o.as_ref()) {
             Some(path) => path.clone(),
+            None if self.in_place => self.input.clone(),
             None if is_pipe(&self.input) => "-".into(),
             None => self.input.with_extension("opt.onnx"),
         }
@@ -303,8 +325,7 @@ impl Optimize {
     fn tell(&self, report: &Report, output: &Path) -> anyhow::Result<()> {
         if let Some(path) = &self.report {
             let text = serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
-            std::fs::write(path, text + "\n")
-                .with_context(|| format!("{}: cannot write the report", path.display()))?;
+            dmopt::onnx::replace(path, |file| file.write_all((text + "\n").as_bytes()))?;
         }
         if self.quiet {
             return Ok(());

@@ -1,5 +1,5 @@
 //! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`, `cargo xtask network`,
-//! `cargo xtask layer`.
+//! `cargo xtask layer`, `cargo xtask kill`.
 
 mod network;
 mod test;
@@ -31,6 +31,12 @@ enum Command {
     Network(network::Choices),
     /// Write one layer of such a network
     Layer(network::LayerChoices),
+    /// Kill processes that write models, at random moments, and look at what they leave
+    Kill {
+        /// How many
+        #[arg(long, default_value_t = 200)]
+        times: u32,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -45,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Network(choices) => network::write(&choices),
         Command::Layer(choices) => network::write_layer(&choices),
+        Command::Kill { times } => test::kill(times),
     }
 }
 

@@ -65,7 +65,8 @@ pub fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn target_folder() -> PathBuf {
+/// Where builds go, and what is set up.
+pub fn target_folder() -> PathBuf {
     let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     super::root().join(folder)
 }
@@ -159,8 +160,23 @@ fn has_nextest() -> bool {
     found.is_ok_and(|output| output.status.success())
 }
 
+/// Kills processes that write models at random moments, and looks at what they leave.
+pub fn kill(times: u32) -> anyhow::Result<()> {
+    let test = [
+        "test",
+        "--package",
+        "dmopt",
+        "--test",
+        "main",
+        "files::a_process_that_is_killed",
+        "--",
+        "--nocapture",
+    ];
+    call(Command::new(env!("CARGO")).args(test).env("DMOPT_KILLS", times.to_string()))
+}
+
 /// Runs a command to its end; its output goes where ours goes.
-fn call(command: &mut Command) -> anyhow::Result<()> {
+pub fn call(command: &mut Command) -> anyhow::Result<()> {
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
         bail!("{command:?}: {status}");

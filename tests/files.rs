@@ -1,0 +1,229 @@
+//! What happens to files when something goes wrong around the process: full disks, kills, others with the same output.
+#![cfg(unix)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dmopt::onnx;
+use dmopt::onnx::schema::DataLocation;
+use dmopt_fixtures::prng::Prng;
+
+use super::cli::{Desk, EXPORT, bytes, proto};
+
+/// A model whose Identity goes away, with 4 MB of weights in a file beside it: `a/m.onnx` and `a/weights.bin`.
+fn desk() -> Desk {
+    let mut model = proto(
+        "<ir_version: 10, opset_import: [\"\": 21]>
+         g (float[2,1024] x) => (float[2,1024] y) <float[1024,1024] w> { i = Identity(x) y = MatMul(i, w) }",
+    );
+    let weight = &mut model.graph.as_mut().unwrap().initializer[0];
+    let reference = onnx::Reference { location: "weights.bin".into(), offset: 0, length: Some(1 << 22) };
+    weight.external_data = reference.entries();
+    weight.data_location = Some(DataLocation::External.into());
+    let desk = Desk::new();
+    fs::create_dir(desk.path("a")).unwrap();
+    fs::create_dir(desk.path("b")).unwrap();
+    fs::write(desk.path("a/m.onnx"), bytes(model)).unwrap();
+    fs::write(desk.path("a/weights.bin"), vec![0x3d; 1 << 22]).unwrap();
+    desk
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
+    names.sort();
+    names
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn in_place_the_input_becomes_the_result_and_keeps_its_permissions() {
+    let desk = Desk::with(EXPORT);
+    desk.run("optimize m.onnx out.onnx --no-validate -q").succeeds();
+    let result = fs::read(desk.path("out.onnx")).unwrap();
+    fs::remove_file(desk.path("out.onnx")).unwrap();
+
+    fs::set_permissions(desk.path("m.onnx"), fs::Permissions::from_mode(0o640)).unwrap();
+    desk.run("optimize m.onnx --in-place --no-validate -q").succeeds();
+    assert_eq!(desk.files(), ["m.onnx"]);
+    assert_eq!(fs::read(desk.path("m.onnx")).unwrap(), result);
+    assert_eq!(mode(&desk.path("m.onnx")), 0o640);
+}
+
+#[test]
+fn a_backup_is_the_original_and_never_replaces_another() {
+    let desk = Desk::with(EXPORT);
+    let original = fs::read(desk.path("m.onnx")).unwrap();
+    desk.run("optimize m.onnx --in-place --backup --no-validate -q").succeeds();
+    assert_eq!(desk.files(), ["m.onnx", "m.onnx.bak"]);
+    assert_eq!(fs::read(desk.path("m.onnx.bak")).unwrap(), original);
+    let result = fs::read(desk.path("m.onnx")).unwrap();
+    assert_ne!(result, original);
+
+    let again = "optimize m.onnx --in-place --backup --no-validate";
+    desk.refuses(again, 1, &["m.onnx.bak", "is there already"]);
+    assert!(!desk.run(&format!("{again} -v")).stderr().contains("reading\nround"));
+    assert_eq!(fs::read(desk.path("m.onnx.bak")).unwrap(), original);
+    desk.run("optimize m.onnx --in-place --backup=~ --no-validate -q").succeeds();
+    assert_eq!(fs::read(desk.path("m.onnx~")).unwrap(), result);
+}
+
+#[test]
+fn in_place_a_link_stays_one_and_external_data_stay_as_they_are() {
+    let desk = desk();
+    let original = fs::read(desk.path("a/m.onnx")).unwrap();
+    let weights = fs::read(desk.path("a/weights.bin")).unwrap();
+    std::os::unix::fs::symlink("m.onnx", desk.path("a/link.onnx")).unwrap();
+    desk.run("optimize a/link.onnx --in-place --backup -q").succeeds();
+    assert_eq!(names(&desk.path("a")), ["link.onnx", "m.onnx", "m.onnx.bak", "weights.bin"]);
+    assert!(desk.path("a/link.onnx").is_symlink());
+    assert_eq!(fs::read(desk.path("a/m.onnx.bak")).unwrap(), original);
+    assert_ne!(fs::read(desk.path("a/m.onnx")).unwrap(), original);
+    assert_eq!(fs::read(desk.path("a/weights.bin")).unwrap(), weights);
+}
+
+#[test]
+fn in_place_is_for_files_and_without_an_output() {
+    let desk = Desk::with(EXPORT);
+    for wrong in [
+        "optimize - --in-place",
+        "optimize m.onnx out.onnx --in-place",
+        "optimize m.onnx -o out.onnx --in-place",
+        "optimize m.onnx --backup",
+        "optimize m.onnx --in-place --backup=",
+        "optimize m.onnx --in-place --backup=/../../x",
+    ] {
+        assert_eq!(desk.run(wrong).code(), 2, "{wrong}");
+    }
+}
+
+/// A disk with room for less than the result, to a process that is told rather than killed when it is full.
+#[test]
+fn a_file_that_cannot_grow_leaves_the_old_one() {
+    let desk = Desk::with(EXPORT);
+    fs::write(desk.path("out.onnx"), "old").unwrap();
+    let original = fs::read(desk.path("m.onnx")).unwrap();
+    for arguments in ["m.onnx out.onnx --no-validate", "m.onnx out.onnx", "m.onnx --in-place --backup"] {
+        let script = format!("trap '' XFSZ; ulimit -f 20; exec \"$0\" optimize {arguments} -q");
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_dmopt")]).current_dir(desk.path(""));
+        let output = shell.output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("onnx: cannot write: File too large"), "{message}");
+        assert_eq!(fs::read(desk.path("out.onnx")).unwrap(), b"old");
+        assert_eq!(fs::read(desk.path("m.onnx")).unwrap(), original);
+        assert_eq!(desk.files(), ["m.onnx", "out.onnx"]);
+    }
+}
+
+/// Needs the right to mount a file system in a name space of one's own.
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let desk = desk();
+    let script = "set -e; mount -t tmpfs -o size=2m tmpfs b; printf old > b/out.onnx; \
+        if \"$0\" optimize a/m.onnx b/out.onnx --no-validate; then exit 9; fi; cat b/out.onnx; ls -A b >&2";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--map-root-user", "--mount", "/bin/sh", "-c", script, env!("CARGO_BIN_EXE_dmopt")]);
+    let output = match unshare.current_dir(desk.path("")).output() {
+        Ok(output) => output,
+        Err(cause) => return println!("skipped: unshare: {cause}"),
+    };
+    let message = String::from_utf8(output.stderr).unwrap();
+    if !output.status.success() && !message.contains("error: ") {
+        return println!("skipped: {message}");
+    }
+    assert!(output.status.success(), "{message}");
+    assert!(message.contains("weights.bin: No space left on device"), "{message}");
+    assert!(message.ends_with("\nout.onnx\n"), "{message}");
+    assert_eq!(output.stdout, b"old");
+}
+
+#[test]
+fn a_device_that_is_full_is_an_error() {
+    let desk = Desk::with(EXPORT);
+    desk.refuses("optimize m.onnx /dev/full --no-validate", 1, &["/dev/full", "No space left on device"]);
+}
+
+#[test]
+fn two_processes_may_write_one_output() {
+    let desk = desk();
+    let command = "optimize a/m.onnx b/out.onnx --no-validate -q";
+    desk.run(command).succeeds();
+    let result = fs::read(desk.path("b/out.onnx")).unwrap();
+    for _ in 0..5 {
+        fs::remove_file(desk.path("b/weights.bin")).unwrap();
+        let writers: Vec<_> = (0..3).map(|_| desk.command(command).spawn().unwrap()).collect();
+        for mut writer in writers {
+            assert_eq!(writer.wait().unwrap().code(), Some(0));
+        }
+        assert_eq!(fs::read(desk.path("b/out.onnx")).unwrap(), result);
+        assert_eq!(names(&desk.path("b")), ["out.onnx", "weights.bin"]);
+        assert_eq!(fs::metadata(desk.path("b/weights.bin")).unwrap().len(), 1 << 22);
+    }
+}
+
+/// `cargo xtask kill` does this 200 times.
+#[test]
+fn a_process_that_is_killed_leaves_the_old_files_or_the_new_ones() {
+    let times = std::env::var("DMOPT_KILLS").map_or(24, |times| times.parse().unwrap());
+    let desk = desk();
+    let (input, weights) = (desk.path("a/m.onnx"), desk.path("a/weights.bin"));
+    let (output, copied) = (desk.path("b/out.onnx"), desk.path("b/weights.bin"));
+    let backup = desk.path("a/m.onnx.bak");
+    let read = |path: &Path| fs::read(path).ok();
+    let (original, data) = (read(&input).unwrap(), read(&weights).unwrap());
+    let beside = "optimize a/m.onnx b/out.onnx --no-validate -q";
+    let over = "optimize a/m.onnx --in-place --backup --no-validate -q";
+    let begin = Instant::now();
+    desk.run(beside).succeeds();
+    let whole = begin.elapsed();
+    let result = read(&output).unwrap();
+
+    let mut random = Prng::named(7, "kills");
+    let (mut killed, mut replaced) = (0, 0);
+    for round in 0..times {
+        fs::write(&input, &original).unwrap();
+        fs::write(&output, "old").unwrap();
+        let _ = (fs::remove_file(&copied), fs::remove_file(&backup));
+        let (command, folder) = if round % 2 == 0 { (beside, "b") } else { (over, "a") };
+        let mut child = desk.command(command).stderr(Stdio::null()).spawn().unwrap();
+        // At any moment, or in the middle of writing, which is a small part of the time.
+        if round % 4 < 2 {
+            std::thread::sleep(whole.mul_f64(random.unit() * 1.1));
+        } else {
+            let writes = || names(&desk.path(folder)).iter().any(|name| name.starts_with(".dmopt-"));
+            while child.try_wait().unwrap().is_none() && !writes() {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_micros((random.unit() * 8e3) as u64));
+        }
+        child.kill().unwrap();
+        killed += i32::from(child.wait().unwrap().code().is_none());
+
+        let (now, then) = (read(&input).unwrap(), read(&output).unwrap());
+        assert_eq!(read(&weights).unwrap(), data);
+        assert!(read(&copied).is_none_or(|copy| copy == data));
+        assert!(read(&backup).is_none_or(|copy| copy == original));
+        if command == beside {
+            assert_eq!(now, original);
+            assert!(then == b"old" || (then == result && copied.exists()));
+        } else {
+            assert!(now == original || (now == result && backup.exists()));
+        }
+        replaced += i32::from(then == result || now == result);
+    }
+    println!("{times} processes, {killed} of them killed before they ended; {replaced} new files were there");
+
+    let _ = (fs::write(&input, &original), fs::remove_file(&backup));
+    desk.run(beside).succeeds();
+    desk.run(over).succeeds();
+    assert_eq!(names(&desk.path("a")), ["m.onnx", "m.onnx.bak", "weights.bin"]);
+    assert_eq!(names(&desk.path("b")), ["out.onnx", "weights.bin"]);
+}
