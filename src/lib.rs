@@ -13,6 +13,8 @@
 //! [`optimize()`] is read, [`rewrite`], export, [`place`], report. Each step can be had alone, and each crate below
 //! is re-exported under its short name. [`cli`] is the command line, to which a program can add passes of its own.
 
+#![forbid(unsafe_code)]
+
 // The commands call the library as any other program does.
 extern crate self as dmopt;
 
@@ -31,6 +33,7 @@ pub mod memory_report;
 mod place;
 mod proof;
 pub mod report;
+mod room;
 mod runtimes;
 mod source;
 mod tolerance;
@@ -177,6 +180,8 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         _ => Some(options.runtimes.find()?),
     };
     ir::infer::infer_graph(&mut original.graph);
+    let lacking = room::lacking(&original.graph, &options.sizes);
+    let found = found.map(|found| lacking.map_or(found, runtimes::Found::refuse));
     let open = report::OpenSizes::of(&original.graph, &options.sizes)
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
 

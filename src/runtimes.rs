@@ -41,6 +41,8 @@ pub(crate) struct Found {
     pub ort: Option<Box<dyn Backend>>,
     /// Why ONNX Runtime is not among them; empty when it is.
     pub without_ort: String,
+    /// Why none is to run the model, though there may be some.
+    pub refused: Option<String>,
 }
 
 impl Runtimes {
@@ -75,7 +77,7 @@ impl Runtimes {
                 Err(reason) => (None, reason),
             },
         };
-        Ok(Found { tract, ort, without_ort })
+        Ok(Found { tract, ort, without_ort, refused: None })
     }
 
     #[cfg(feature = "ort")]
@@ -110,8 +112,14 @@ fn embedded() -> Option<Box<dyn Backend>> {
 }
 
 impl Found {
+    /// None, for this reason.
+    pub fn refuse(reason: String) -> Found {
+        Found { tract: None, ort: None, without_ort: reason.clone(), refused: Some(reason) }
+    }
+
     /// Why there is none at all.
     pub fn none(&self) -> String {
-        format!("{NO_TRACT}, and ONNX Runtime: {}", self.without_ort)
+        let missing = || format!("{NO_TRACT}, and ONNX Runtime: {}", self.without_ort);
+        self.refused.clone().unwrap_or_else(missing)
     }
 }

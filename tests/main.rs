@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod cli;
+mod conformance;
 mod examples;
 mod exports;
 mod files;
 mod forms;
+mod hostile;
 mod html_report;
 mod memory;
 mod pipeline;

@@ -1,0 +1,62 @@
+//! Whether a model can be run on this machine at all. A file of a few bytes may ask for a tensor of a terabyte, and a
+//! runtime that believes it takes the whole process down.
+
+use std::fs;
+
+use dmopt_ir::{Graph, Sizes};
+
+/// Why a run of this graph does not fit the memory that is left; `None` where it may, or where nobody knows.
+pub(crate) fn lacking(graph: &Graph, sizes: &Sizes) -> Option<String> {
+    let (needed, available) = (least(&graph.with_sizes(sizes)), available()?);
+    (needed > available)
+        .then(|| format!("one operator alone takes {needed} bytes, and this machine has {available} left"))
+}
+
+/// Bytes that no run can do without: the operands and results of the operator that has most, as far as their sizes are
+/// known. Of bodies, which may never run, nothing is counted.
+fn least(graph: &Graph) -> u64 {
+    let of_op = |op| {
+        let op = graph.op(op);
+        let mut values: Vec<_> = op.operands().chain(op.results()).collect();
+        values.sort_unstable();
+        values.dedup();
+        values.into_iter().filter_map(|v| graph.tensor_type(v)?.bytes()).fold(0u64, u64::saturating_add)
+    };
+    graph.ops().map(of_op).max().unwrap_or(0)
+}
+
+/// Bytes that the system can still give to processes, within the limit of the container if there is one. Known on
+/// Linux.
+fn available() -> Option<u64> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let memory = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let system = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024);
+    let container =
+        number("/sys/fs/cgroup/memory.max").or_else(|| number("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+    Some(system.min(container.unwrap_or(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use dmopt_ir::text::parse_model;
+
+    use super::*;
+
+    #[test]
+    fn what_an_operator_reads_and_writes_counts_once() {
+        let graph = parse_model("g (float[10] x) => (float[10] y) { y = Add(x, x) }").unwrap().graph;
+        assert_eq!(least(&graph), 80);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_machine_has_room_for_little_and_not_for_everything() {
+        let of = |elements: u64| {
+            let text = format!("g (float[{elements}] x) => (float[{elements}] y) {{ y = Relu(x) }}");
+            lacking(&parse_model(&text).unwrap().graph, &Sizes::default())
+        };
+        assert_eq!(of(10), None);
+        assert!(of(1 << 50).unwrap().contains("one operator alone takes 9007199254740992 bytes"));
+    }
+}
