@@ -73,7 +73,7 @@ impl Offers<'_> {
     /// The offers that pay. What was tried and does not is noted in the logs of its pass.
     pub fn choose(&self, graph: &Graph, names: &Names, logs: &mut BTreeMap<&'static str, Log>) -> Taken {
         let nothing = Taken::new();
-        if self.offering.is_empty() {
+        if self.open(graph, &nothing).is_empty() {
             return nothing;
         }
         let Some(mut best) = self.attempt(graph, names, &nothing) else { return nothing };
@@ -276,13 +276,23 @@ fn key_of(pass: &dyn Pass, graph: &Graph, offer: &Offer) -> Option<Key> {
 /// Names of the values in memory at the steps that need most.
 fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
     let near = u128::from(timeline.peak_bytes) * u128::from(NEAR_PEAK);
-    let is_near = |at: &usize| u128::from(timeline.steps[*at].total_bytes()) * 64 >= near;
+    // How many such steps there are before each: a long graph may need its peak all the time.
+    let mut before = vec![0usize];
+    for step in &timeline.steps {
+        let is_near = u128::from(step.total_bytes()) * 64 >= near;
+        before.push(before[before.len() - 1] + usize::from(is_near));
+    }
+    let any_near = |first: usize, last: usize| {
+        let end = before.get(last + 1).or(before.last());
+        first <= last && end.zip(before.get(first)).is_some_and(|(end, first)| end > first)
+    };
     let mut hot = HashSet::new();
-    for at in (0..timeline.steps.len()).filter(is_near) {
-        for (buffer, _) in timeline.live(at) {
-            let there = |t: &&Tenant| t.first <= at && t.readers.last().is_none_or(|&last| last >= at);
-            hot.extend(buffer.tenants.iter().filter(there).map(|t| graph.value(t.value).name.clone()));
-        }
+    for buffer in &timeline.buffers {
+        let there = |t: &&Tenant| {
+            let last = t.readers.last().map_or(buffer.last, |&last| last.min(buffer.last));
+            any_near(t.first.max(buffer.first), last)
+        };
+        hot.extend(buffer.tenants.iter().filter(there).map(|t| graph.value(t.value).name.clone()));
     }
     hot
 }
