@@ -7,6 +7,8 @@
 //! This crate knows no protobuf and no runtime. What a file says beyond the nouns here (documentation strings,
 //! metadata, device configurations, ...) travels in opaque `extra` bytes that only the importer and exporter read.
 
+#![forbid(unsafe_code)]
+
 mod dtype;
 mod graph;
 mod id;

@@ -9,6 +9,8 @@
 //! are orders that cost nothing, [`bound`] is what no order can avoid, [`search()`] looks for the best, and [`polish()`]
 //! goes on from there with a runtime's own plan.
 
+#![forbid(unsafe_code)]
+
 pub mod bound;
 mod flow;
 pub mod heuristics;

@@ -4,6 +4,8 @@
 //! [`open`] and [`decode`] give the messages of a file, [`encode`] and [`write()`] put them back byte for byte.
 //! Weights are never copied on the way: they stay slices of the mapped input until they are written.
 
+#![deny(unsafe_code)]
+
 mod error;
 mod export;
 mod external;
@@ -11,6 +13,7 @@ mod extra;
 mod import;
 #[cfg(test)]
 mod random_models;
+#[allow(unsafe_code)]
 mod read;
 pub mod schema;
 pub mod scratch;
@@ -19,6 +22,7 @@ mod tensors;
 mod types;
 mod walk;
 mod wire;
+#[allow(unsafe_code)]
 mod write;
 
 pub use error::{Error, ExportError, ExternalError, Fault, ImportError, TensorFault};

@@ -5,6 +5,8 @@
 //! `dmopt passes NAME` prints them. Adding a pass is one new file and two lines here: `mod`, and its place in
 //! [`PIPELINE`].
 
+#![forbid(unsafe_code)]
+
 use dmopt_ir::{Graph, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
 
 mod accumulate_in_place;

@@ -15,6 +15,8 @@
 //!   and rewritten file run in the same runtime, so an equal mistake on both sides goes unnoticed, and a rewrite
 //!   that touches such an operator is not proven by running it here. No rewrite in this project does.
 
+#![deny(unsafe_code)]
+
 pub mod compare;
 mod diverge;
 pub mod inputs;
@@ -22,6 +24,7 @@ mod latency;
 mod memory;
 mod npz;
 #[cfg(feature = "ort")]
+#[allow(unsafe_code)]
 pub mod ort;
 #[cfg(any(feature = "ort", feature = "tract"))]
 mod panics;

@@ -1,7 +1,13 @@
 //! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`, `cargo xtask network`,
-//! `cargo xtask layer`, `cargo xtask kill`.
+//! `cargo xtask layer`, `cargo xtask onnx-backend`,
+//! `cargo xtask bench-peers`, `cargo xtask deny`, `cargo xtask kill`, `cargo xtask fuzz`.
 
+#![forbid(unsafe_code)]
+
+mod deny;
+mod fuzz;
 mod network;
+mod peers;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -31,12 +37,20 @@ enum Command {
     Network(network::Choices),
     /// Write one layer of such a network
     Layer(network::LayerChoices),
+    /// Check licences, versions and sources of dependencies, and what is known against them
+    Deny,
+    /// Run the models of the ONNX backend tests through dmopt and judge the results
+    OnnxBackend(peers::Conformance),
+    /// Time dmopt and other optimizers on large models, and write docs/benchmarks.md
+    BenchPeers,
     /// Kill processes that write models, at random moments, and look at what they leave
     Kill {
         /// How many
         #[arg(long, default_value_t = 200)]
         times: u32,
     },
+    /// Feed a target in fuzz/ with mutated inputs
+    Fuzz(fuzz::Choices),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -51,7 +65,11 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Network(choices) => network::write(&choices),
         Command::Layer(choices) => network::write_layer(&choices),
+        Command::Deny => deny::run(),
+        Command::OnnxBackend(choices) => peers::conformance(&choices),
+        Command::BenchPeers => peers::bench(),
         Command::Kill { times } => test::kill(times),
+        Command::Fuzz(choices) => fuzz::run(&choices),
     }
 }
 

@@ -31,7 +31,7 @@ pub fn run() -> anyhow::Result<()> {
     let venv = target.join("venv");
     let models = target.join("backend-models");
     let python = venv.join("bin/python");
-    step("Python with onnx and onnxruntime", &mut || make_venv(&venv))?;
+    step("Python with onnx and onnxruntime", &mut || make_venv(&venv, REQUIREMENTS))?;
     step("ONNX backend test models", &mut || {
         call(Command::new(&python).arg("scripts/backend_models.py").arg(&models))
     })?;
@@ -51,10 +51,10 @@ pub fn run() -> anyhow::Result<()> {
     let cargo =
         |arguments: &[&str]| call(Command::new(env!("CARGO")).args(arguments).envs(environment.clone()));
     if has_nextest() {
-        step("tests", &mut || cargo(&["nextest", "run", "--workspace"]))?;
-        step("documentation tests", &mut || cargo(&["test", "--workspace", "--doc", "--quiet"]))?;
+        step("tests", &mut || cargo(&["nextest", "run", "--workspace", "--locked"]))?;
+        step("documentation tests", &mut || cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"]))?;
     } else {
-        step("tests", &mut || cargo(&["test", "--workspace"]))?;
+        step("tests", &mut || cargo(&["test", "--workspace", "--locked"]))?;
     }
 
     println!("== summary");
@@ -72,8 +72,8 @@ pub fn target_folder() -> PathBuf {
 }
 
 /// A virtual environment with the pinned packages, made anew when the list has changed.
-fn make_venv(venv: &Path) -> anyhow::Result<()> {
-    let wanted = std::fs::read(REQUIREMENTS).with_context(|| format!("cannot read {REQUIREMENTS}"))?;
+pub fn make_venv(venv: &Path, requirements: &str) -> anyhow::Result<()> {
+    let wanted = std::fs::read(requirements).with_context(|| format!("cannot read {requirements}"))?;
     let marker = venv.join("installed.txt");
     if std::fs::read(&marker).is_ok_and(|installed| installed == wanted) {
         println!("{} is up to date", venv.display());
@@ -88,7 +88,7 @@ fn make_venv(venv: &Path) -> anyhow::Result<()> {
         "--quiet",
         "--disable-pip-version-check",
         "-r",
-        REQUIREMENTS,
+        requirements,
     ]))?;
     std::fs::write(&marker, wanted).with_context(|| format!("cannot write {}", marker.display()))
 }

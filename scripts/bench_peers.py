@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Time dmopt and other optimizers on models of real sizes, each run in a process of its own.
+
+    bench_peers.py FOLDER --dmopt PATH [--runs N] [--markdown FILE --command TEXT]
+
+FOLDER holds `<model>/model.onnx` for each model, with external data beside it. Of several runs the fastest counts;
+it is taken as wall time, as processor time, which other load on the machine disturbs less, and as the largest resident
+memory, which counts pages of mapped files that were touched. A run that takes longer than the limit is ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+
+LIMIT_SECONDS = 120
+# `{out}` is a folder of its own on the disk of the model.
+PEERS = {
+    "onnxsim": ["-m", "onnxsim", "{model}", "{out}/out.onnx"],
+    "onnxslim": ["-m", "onnxslim", "{model}", "{out}/out.onnx"],
+    "onnxoptimizer": ["-m", "onnxoptimizer", "{model}", "{out}/out.onnx"],
+    "onnxscript": [
+        "-c",
+        "import sys, onnx_ir, onnxscript.optimizer as o; m = onnx_ir.load(sys.argv[1]); "
+        "m = o.optimize(m) or m; onnx_ir.save(m, sys.argv[2] + '/out.onnx', external_data='out.data')",
+        "{model}",
+        "{out}",
+    ],
+    "onnxruntime": [
+        "-c",
+        "import sys, onnxruntime as r; o = r.SessionOptions(); "
+        "o.graph_optimization_level = r.GraphOptimizationLevel.ORT_ENABLE_BASIC; "
+        "o.optimized_model_filepath = sys.argv[2] + '/out.onnx'; "
+        "o.add_session_config_entry('session.optimized_model_external_initializers_file_name', 'out.data'); "
+        "r.InferenceSession(sys.argv[1], o, providers=['CPUExecutionProvider'])",
+        "{model}",
+        "{out}",
+    ],
+}
+COPY = "cp, fsync"
+
+
+class Run(NamedTuple):
+    """What one process took, or why it gave nothing."""
+
+    wall: float
+    cpu: float
+    rss: float
+    nodes: int | None
+    failure: str | None
+
+
+def run(command: list[str], out: Path) -> Run:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    begin = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    end = threading.Timer(LIMIT_SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))
+    end.start()
+    message = process.stderr.read().decode(errors="replace")
+    _, status, usage = os.wait4(process.pid, 0)
+    end.cancel()
+    wall = time.monotonic() - begin
+    cpu, rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
+    if status:
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        late = wall >= LIMIT_SECONDS
+        return Run(wall, cpu, rss, None, "" if late else (lines or [f"status {status}"])[-1][:80])
+    nodes = None
+    if (out / "out.onnx").is_file():
+        nodes = len(onnx.load(out / "out.onnx", load_external_data=False).graph.node)
+    return Run(wall, cpu, rss, nodes, None)
+
+
+def tools(dmopt: Path) -> dict[str, list[str]]:
+    optimize = [str(dmopt), "optimize", "{model}", "--no-validate", "-q"]
+    python = {name: [sys.executable, *arguments] for name, arguments in PEERS.items()}
+    return {
+        "dmopt": [*optimize, "{out}/out.onnx"],
+        "dmopt, without writing": [*optimize, "/dev/null"],
+        COPY: ["sh", "-c", 'cp "$1"/* "$2" && sync "$2"/*', "sh", "{folder}", "{out}"],
+        **python,
+    }
+
+
+def measure(model: Path, command: list[str], runs: int) -> Run:
+    out = model.parent.parent / "out"
+    places = {"model": str(model), "out": str(out), "folder": str(model.parent)}
+    filled = [part.format(**places) if "{" in part else part for part in command]
+    best = None
+    for _ in range(runs):
+        found = run(filled, out)
+        if best is None or found.wall < best.wall:
+            best = found
+        if found.failure is not None or found.wall > 30:
+            break
+    shutil.rmtree(out, ignore_errors=True)
+    assert best
+    return best
+
+
+def row(tool: str, found: Run, fastest: Run | None) -> str:
+    if found.failure is not None:
+        wall = f"> {LIMIT_SECONDS}" if found.failure == "" else f"fails: {found.failure}"
+        return f"| {tool} | {wall} | {found.cpu:.2f} | {found.rss:.0f} | | |"
+    nodes = "" if found.nodes is None else f"{found.nodes}"
+    ratio = f"{found.wall / fastest.wall:.1f}" if fastest else ""
+    return f"| {tool} | {found.wall:.2f} | {found.cpu:.2f} | {found.rss:.0f} | {nodes} | {ratio} |"
+
+
+def machine() -> str:
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    kib = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
+    load = os.getloadavg()[0]
+    return f"{len(names)} cores of {names[0] if names else platform.machine()}, {kib / 1e6:.0f} GB, load {load:.1f} when it began"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path)
+    add("--dmopt", type=Path, required=True)
+    add("--runs", type=int, default=3)
+    add("--only", help="tools, separated by commas")
+    add("--markdown", type=Path)
+    add("--command", default="cargo xtask bench-peers")
+    arguments = parser.parse_args()
+    where = machine()
+    chosen = tools(arguments.dmopt.resolve())
+    if arguments.only:
+        chosen = {name: chosen[name] for name in arguments.only.split(",")}
+    sections = []
+    for model in sorted(arguments.folder.resolve().glob("*/model.onnx"), key=lambda p: p.stat().st_size):
+        graph = onnx.load(model, load_external_data=False).graph
+        weights = sum(path.stat().st_size for path in model.parent.iterdir()) / 1e6
+        found = {}
+        for tool, command in chosen.items():
+            found[tool] = measure(model, command, arguments.runs)
+            print(model.parent.name, row(tool, found[tool], None), flush=True)
+        lines = [row(tool, result, found.get("dmopt")) for tool, result in found.items()]
+        title = f"## {model.parent.name}: {len(graph.node)} nodes, {weights:.0f} MB"
+        head = "| | wall, s | processor, s | resident, MB | nodes left | times the wall of dmopt |\n|---|---:|---:|---:|---:|---:|"
+        sections.append("\n".join([title, "", head, *lines]))
+    if arguments.markdown:
+        version = subprocess.run([arguments.dmopt, "--version"], capture_output=True, text=True).stdout.strip()
+        versions = ", ".join([version] + [f"{name} {metadata.version(name)}" for name in PEERS])
+        meaning = (__doc__ or "").split("\n\n")[2].split("beside it. ")[1].replace("\n", " ")
+        text = f"""# Benchmarks
+
+dmopt and other optimizers on models of real sizes, a cold process each. Written by
+
+```
+{arguments.command}
+```
+
+on {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()}
+dmopt runs as `dmopt optimize IN OUT --no-validate`, with all passes; "without writing", OUT is `/dev/null`. The copy is
+what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX.
+
+{chr(10).join(section + chr(10) for section in sections)}"""
+        arguments.markdown.write_text(text.rstrip() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+//! dmopt beside other optimizers: on the models of the ONNX backend tests, and on large ones.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+use clap::Args;
+use dmopt_fixtures::Large;
+
+use super::test::{call, make_venv, target_folder};
+
+/// Other optimizers and their versions; ONNX and ONNX Runtime are those of the tests.
+const REQUIREMENTS: &str = "scripts/requirements-peers.txt";
+
+/// What of the ONNX backend tests to run.
+#[derive(Args)]
+pub struct Conformance {
+    /// Only this many models, evenly spread
+    #[arg(long, value_name = "N")]
+    sample: Option<u32>,
+    /// Other optimizers too, and write docs/conformance.md
+    #[arg(long)]
+    peers: bool,
+}
+
+/// Runs the models of the ONNX backend tests through dmopt.
+pub fn conformance(choices: &Conformance) -> anyhow::Result<()> {
+    let python = python()?;
+    let models = target_folder().join("backend-models");
+    call(Command::new(&python).arg("scripts/backend_models.py").arg(&models))?;
+    let mut script = Command::new(&python);
+    script.arg("scripts/conformance.py").arg(&models).arg("--dmopt").arg(release()?);
+    if let Some(count) = choices.sample {
+        script.args(["--sample", &count.to_string()]);
+    }
+    if choices.peers {
+        script.args(["--peers", "--markdown", "docs/conformance.md", "--command"]);
+        script.arg("cargo xtask onnx-backend --peers");
+    }
+    call(&mut script)
+}
+
+/// Builds the large models, times dmopt and the others on them, and writes docs/benchmarks.md.
+pub fn bench() -> anyhow::Result<()> {
+    let python = python()?;
+    let folder = target_folder().join("bench-peers");
+    for model in Large::ALL {
+        let path = folder.join(model.name()).join("model.onnx");
+        if !path.is_file() {
+            model.write(&folder).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    let mut script = Command::new(&python);
+    script.arg("scripts/bench_peers.py").arg(&folder).arg("--dmopt").arg(release()?);
+    call(script.args(["--markdown", "docs/benchmarks.md"]))
+}
+
+/// A Python that has them all.
+fn python() -> anyhow::Result<PathBuf> {
+    let venv = target_folder().join("peers");
+    make_venv(&venv, REQUIREMENTS)?;
+    Ok(venv.join("bin/python"))
+}
+
+/// The binary as it ships, without the embedded runtime, which has no part in this.
+fn release() -> anyhow::Result<PathBuf> {
+    let build = [
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "dmopt",
+        "--no-default-features",
+        "--features",
+        "ort",
+    ];
+    call(Command::new(env!("CARGO")).args(build))?;
+    Ok(Path::new(&target_folder()).join("release/dmopt"))
+}
