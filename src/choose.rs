@@ -70,7 +70,7 @@ pub(crate) fn lightest(
     let (moved, rewritten) = (edited(true), edited(false));
     // Who asks for certain passes, or for a part of what they do, gets that.
     let asked = !options.passes.is_empty() || options.stop_after.is_some();
-    if (!moved && !rewritten) || (asked && !moved) || options.stop_after.is_some() {
+    if !moved && (!rewritten || asked) || options.stop_after.is_some() {
         return Ok(first);
     }
     let main = first.outcome.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes);
