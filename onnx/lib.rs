@@ -11,6 +11,7 @@ mod export;
 mod external;
 mod extra;
 mod import;
+mod metadata;
 #[cfg(test)]
 mod random_models;
 #[allow(unsafe_code)]
@@ -29,6 +30,7 @@ pub use error::{Error, ExportError, ExternalError, Fault, ImportError, TensorFau
 pub use export::{ExportOptions, ValueInfo, export};
 pub use external::{Brought, Folder, Reference};
 pub use import::import;
+pub use metadata::{metadata, set_metadata};
 pub use read::{decode, open, slurp};
 pub use spill::{ALIGNMENT, SMALL};
 pub use walk::locations;

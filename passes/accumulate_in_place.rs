@@ -8,16 +8,18 @@
 //! s*x + z                   ~  FusedConv(x, S, , z)             S: depthwise 1x1 kernels, s for each channel
 //! z - s*x, z - Conv(p, W)   ~  the same with -S, -W
 //! (z + P) + Q               ~  FusedConv(Q, FusedConv(P, z))    sums of sums: the later one onto the earlier one
+//! x + z                     ~  FusedConv(x, 1, , z)             z is not read later, and not an input
 //! (P + B) + Q + c           ~  FusedConv(Q, P + (B + c))        a bias goes into the first step
 //! activation(P + z)         ~  the same as an attribute
+//! s*x + c                   ~  Conv(x, S, c)                    one tensor where there were two
 //! ```
-//! Of two convolutions, the one that stands later in the file takes the other as `Z`. A step with a bias and `Z` is
+//! Of two products, the one whose operands are there first comes first, so that those need not be kept. A step with a bias and `Z` is
 //! right in every session from ONNX Runtime 1.27 on alone, so a bias stays in such a step only where there is no first
 //! step to take it.
 //!
 //! Class: rounding differs (one fused step, another order of additions). NaN and infinity are those of the sum.
 //! Left alone: other element types than float32 and other ranks than 3 to 5, which the kernel does not have; sums of
-//! two values that exist anyway. Does nothing for other targets: no other provider has this step.
+//! two values that are needed later, too. Does nothing for other targets: no other provider has this step.
 //!
 //! target: ort-cpu
 //! ```onnx
@@ -41,12 +43,12 @@
 //!   float[2,3,3,3] w,
 //!   float[2,1,1,1] m_scale = {0.5, -2.0},
 //!   float[2,1,1,1] k_scale = {3.0, 3.0},
-//!   float[2] m_acc_bias = {1.5, 2.25}
+//!   float[2] r_bias = {1.5, 2.25}
 //! >
 //! {
 //!   n = Neg(x)
-//!   m_acc = Conv<group = 2, kernel_shape = [1, 1]>(n, m_scale, m_acc_bias)
-//!   a_acc = com.microsoft.FusedConv<pads = [1, 1, 1, 1]>(p, w, "", m_acc)
+//!   r_acc = Conv<pads = [1, 1, 1, 1]>(p, w, r_bias)
+//!   a_acc = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(n, m_scale, "", r_acc)
 //!   e = Exp(n)
 //!   z = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1], activation = "Relu">(e, k_scale, "", a_acc)
 //! }
@@ -61,7 +63,9 @@
 //! }
 //! ```
 
-use dmopt_ir::{DType, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Tensor, ValueId};
+use dmopt_ir::{
+    DType, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Tensor, TensorType, ValueId,
+};
 
 use crate::affine::{Affine, elementwise};
 use crate::linear::{Array, scaled_weight};
@@ -138,6 +142,11 @@ enum Bias {
     Numbers(Vec<f64>),
 }
 
+/// What the kernel takes.
+fn fits(ty: &TensorType) -> bool {
+    ty.dtype == DType::F32 && ty.rank().is_some_and(|rank| (3..=5).contains(&rank))
+}
+
 /// `a + b`, one of them a chain of steps that the other can be put under.
 fn sum(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
     let operator = graph.op(op);
@@ -146,10 +155,10 @@ fn sum(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
     let result = operator.output(0).filter(|_| known && a != b)?;
     let ty = graph.tensor_type(result)?;
     let same = |v: ValueId| graph.tensor_type(v).is_some_and(|own| own.same_shape(ty));
-    if ty.dtype != DType::F32 || !(3..=5).contains(&ty.rank()?) || !same(a) || !same(b) {
+    if !fits(ty) || !same(a) || !same(b) {
         return None;
     }
-    let place = |chain: &Vec<Step>| chain.last().map(|first| (graph.op(first.op).rank, first.op));
+    let place = |chain: &Vec<Step>| chain.last().map(|first| (first.ready(graph), first.op));
     let (on_a, mut on_b) = (chain(graph, a), chain(graph, b));
     if operator.is("Sub") {
         on_b = on_b.filter(|chain| chain.len() == 1).and_then(|chain| negated(graph, chain));
@@ -162,8 +171,32 @@ fn sum(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
             accumulate(graph, result, steps, b, under)
         }
         (under, Some(steps)) => accumulate(graph, result, steps, a, under),
-        (_, None) => return None,
+        (_, None) => {
+            let (x, z) = overwritten(graph, op, [a, b])?;
+            accumulate(graph, result, vec![Step::plain(graph, op, x)?], z, None)
+        }
     })
+}
+
+/// Which of two operands of a sum can be overwritten by it, as the second of the pair: that whose other readers stand
+/// furthest up in the file. `None` if there is none, or the sum is an output, which gets memory of its own.
+fn overwritten(graph: &Graph, op: OpId, operands: [ValueId; 2]) -> Option<(ValueId, ValueId)> {
+    let here = graph.op(op).rank;
+    let last_reader = |z: ValueId| {
+        let others = graph.uses(z).filter(|at| at.op != op);
+        let last = others.map(|at| graph.op(at.op).rank + 1).max().unwrap_or(0);
+        (last <= here && graph.producer(z).is_some() && !graph.is_output(z) && graph.constant(z).is_none())
+            .then_some(last)
+    };
+    let [a, b] = operands;
+    if graph.op(op).is("Sub") || graph.op(op).results().any(|v| graph.is_output(v)) {
+        return None;
+    }
+    match (last_reader(a), last_reader(b)) {
+        (Some(of_a), of_b) if of_b.is_none_or(|of_b| of_a < of_b) => Some((b, a)),
+        (_, Some(_)) => Some((a, b)),
+        _ => None,
+    }
 }
 
 /// Writes the steps of a chain, which begins anew, on top of `z`, which may be a chain itself.
@@ -189,12 +222,15 @@ fn accumulate(
     Ok(patch)
 }
 
-/// `chain + c` with a number for each channel: it goes into the bias of the first step.
+/// `chain + c` with a number for each channel: it goes into the bias of the first step. `s*x + c` becomes a step, too.
 fn shift(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
     let (value, Affine { scale, shift }) = elementwise(graph, op)?;
-    let mut steps = chain(graph, value).filter(|steps| steps.len() > 1)?;
+    let ty = graph.tensor_type(value)?;
+    let mut steps = chain(graph, value)?;
+    let alone = steps.len() == 1;
     let first = steps.last_mut()?;
-    if scale.iter().any(|&s| s != 1.0) || !first.shift(&shift) {
+    let convolves = matches!(first.weight, Weight::Own(_));
+    if !fits(ty) || scale.iter().any(|&s| s != 1.0) || (alone && convolves) || !first.shift(&shift) {
         return None;
     }
     let mut patch = Patch::new(Safety::Reassociates);
@@ -340,6 +376,22 @@ impl Step {
         Some(Step { op, x, weight: Weight::Scale(affine.scale, ty.rank()?.checked_sub(2)?), bias })
     }
 
+    /// A value as it is, in the place of an operator.
+    fn plain(graph: &Graph, op: OpId, x: ValueId) -> Option<Step> {
+        let shape = graph.tensor_type(x)?.shape.as_ref()?;
+        let channels = usize::try_from(shape.get(1)?.known()?).ok()?;
+        let weight = Weight::Scale(vec![1.0; channels], shape.len().checked_sub(2)?);
+        Some(Step { op, x, weight, bias: Bias::None })
+    }
+
+    /// The place in the file from which on it could be computed.
+    fn ready(&self, graph: &Graph) -> u64 {
+        let reads = [Some(self.x), graph.op(self.op).input(1)];
+        let producers =
+            reads.into_iter().flatten().filter_map(|v| graph.producer(v)).filter(|&p| p != self.op);
+        producers.map(|p| graph.op(p).rank + 1).max().unwrap_or(0)
+    }
+
     /// Adds to the bias; false if that is not a constant.
     fn shift(&mut self, by: &[f64]) -> bool {
         self.bias = match &self.bias {
@@ -471,6 +523,42 @@ mod tests {
             "m = Conv<group = 2, kernel_shape = [1, 1]>(x, s, c)
              z = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(y, t, , m)",
         );
+    }
+
+    #[test]
+    fn a_value_is_added_onto_one_that_is_not_read_later() {
+        check(
+            "",
+            "e = Exp(x) f = Exp(e) s = Add(e, f) z = Neg(s)",
+            "float[2,1,1,1] one = {1, 1}",
+            "e = Exp(x) f = Exp(e)
+             s = com.microsoft.FusedConv<group = 2, kernel_shape = [1, 1]>(e, one, , f) z = Neg(s)",
+        );
+        let kept = model(X, "", "e = Exp(x) f = Exp(y) s = Add(e, f) g = Mul(e, f) z = Mul(s, g)");
+        assert!(left_alone_for(Target::OrtCpu, PASS, &kept).is_empty());
+        let output = model(X, "", "e = Exp(x) z = Add(e, y)");
+        assert!(left_alone_for(Target::OrtCpu, PASS, &output).is_empty());
+    }
+
+    #[test]
+    fn a_scale_and_a_shift_become_one_step() {
+        let interface = "(float[1,2,4,4] x) => (float[1,2,4,4] z)";
+        check_for(
+            Target::OrtCpu,
+            PASS,
+            &model(
+                interface,
+                "float[2,1,1] s = {3, 4}, float[2,1,1] c = {1, 2}",
+                "m = Mul(x, s) z = Add(m, c)",
+            ),
+            &model(
+                interface,
+                "float[2,1,1,1] s = {3, 4}, float[2] c = {1, 2}",
+                "z = Conv<group = 2, kernel_shape = [1, 1]>(x, s, c)",
+            ),
+        );
+        let shifted = model(interface, "float[2,1,1] c = {1, 2}", "z = Add(x, c)");
+        assert!(left_alone_for(Target::OrtCpu, PASS, &shifted).is_empty());
     }
 
     #[test]

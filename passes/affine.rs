@@ -41,6 +41,12 @@ impl Affine {
         Affine { scale: pairs(|(s, _), (t, _)| s * t), shift: pairs(|(s, c), (_, d)| s * d + c) }
     }
 
+    /// The map that takes it back; no scale may be 0.
+    pub fn inverse(&self) -> Affine {
+        let shift = self.scale.iter().zip(&self.shift).map(|(s, c)| -c / s).collect();
+        Affine { scale: self.scale.iter().map(|s| 1.0 / s).collect(), shift }
+    }
+
     fn only_shifts(&self) -> bool {
         self.scale.iter().all(|&s| s == 1.0)
     }
@@ -53,6 +59,10 @@ pub(crate) struct Norm {
     pub x: ValueId,
     /// What the normalization does to it.
     pub affine: Affine,
+    /// What it is in each channel on average, by the statistics of the normalization.
+    pub mean: Vec<f64>,
+    /// Its variance by the same.
+    pub variance: Vec<f64>,
 }
 
 /// Reads a BatchNormalization that computes `scale * x + shift`.
@@ -86,7 +96,7 @@ pub(crate) fn batch_norm(graph: &Graph, id: OpId) -> Result<Norm, Miss> {
     let epsilon = f64::from(op.float("epsilon").unwrap_or(1e-5));
     let scale: Vec<f64> = gamma.iter().zip(&variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
     let shift = (0..channels).map(|c| beta[c] - scale[c] * mean[c]).collect();
-    Ok(Norm { x, affine: Affine { scale, shift } })
+    Ok(Norm { x, affine: Affine { scale, shift }, mean, variance })
 }
 
 /// Reads `x + c`, `x - c`, `c - x`, `x * c`, `x / c` with a constant that is one number, or one for each channel.

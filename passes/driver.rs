@@ -63,7 +63,11 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         worst: None,
     };
     let repeated: Vec<&'static dyn Pass> = of(Stage::Repeated).collect();
-    driver.rest(&repeated, model)?;
+    // Where other operators will stand in the end, the order is found for those, and begins with that of the file.
+    let lowers = options.planning.target.domain().is_some() && of(Stage::Lowering).next().is_some();
+    let orders = |p: &&dyn Pass| p.name() == schedule_for_memory::ScheduleForMemory.name();
+    let early: Vec<&'static dyn Pass> = repeated.iter().copied().filter(|p| !(lowers && orders(p))).collect();
+    driver.rest(&early, model)?;
     let offers = Offers {
         offering: of(Stage::Offering).collect(),
         lowering: of(Stage::Lowering).collect(),
@@ -72,7 +76,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     };
     let taken = offers.choose(&model.graph, &driver.names, &mut driver.logs);
     driver.take(&offers, &taken, model)?;
-    driver.rest(&repeated, model)?;
+    driver.rest(&early, model)?;
     for pass in of(Stage::Lowering) {
         driver.run(pass, model)?;
     }

@@ -8,6 +8,9 @@
 //! ```
 //! Scales and shifts between layer and normalization are taken along. A tensor less exists, and an operator less runs.
 //!
+//! For `ort-cpu`, r may have other readers that are steps of linear combinations, which cost no tensor there: they read
+//! `r = (y - b)/a` instead, where no channel loses more than 5 bits of it by that (`raw_readers.rs`).
+//!
 //! Class: another formula. NaN stays NaN, and infinity stays infinity where `a*r` overflows no earlier than r.
 //! Left alone: r that something else reads, because it has to exist all the same; sums of unscaled values, which would
 //! need a scaled copy of each; float16, whose weights would lose digits.
@@ -34,6 +37,36 @@
 //! }
 //! ```
 //!
+//! target: ort-cpu
+//! ```onnx
+//! f (float[1,3,4,4] x, float[1,2,4,4] i) => (float[1,2,4,4] s, float[1,2,4,4] z)
+//! <float[2,3,1,1] w, float[2] gamma = {0.5, 2.0}, float[2] beta = {0.25, -0.5}, float[2] mean = {0.125, 0.5},
+//!  float[2] var = {1.0, 0.25}, float t = {3.0}> {
+//!   r = Conv(x, w)
+//!   y = BatchNormalization(r, gamma, beta, mean, var)
+//!   s = Relu(y)
+//!   m = Mul(r, t)
+//!   z = Add(i, m)
+//! }
+//! ```
+//! ->
+//! ```onnx
+//! f (float[1,3,4,4] x, float[1,2,4,4] i) => (float[1,2,4,4] s, float[1,2,4,4] z)
+//! <
+//!   float[2,3,1,1] w_scaled = {-0.33376145, -0.42137083, -0.23684503, -3.3841348, -1.642901, 1.2268784},
+//!   float[2] w_bias = {0.18750031, -2.49996},
+//!   float[2,1,1] r_scale = {6.00003, 0.750015},
+//!   float[2,1,1] r_shift = {-1.1250075, 1.8750075}
+//! >
+//! {
+//!   y = Conv(x, w_scaled, w_bias)
+//!   s = Relu(y)
+//!   r_product = Mul(y, r_scale)
+//!   m = Add(r_product, r_shift)
+//!   z = Add(i, m)
+//! }
+//! ```
+//!
 //! refused: something else reads the layer's result
 //! ```onnx
 //! f (float[1,3,4,4] x) => (float[1,2,4,4] z, float[1,2,4,4] y)
@@ -49,7 +82,8 @@ use dmopt_ir::{DType, Graph, OpId, Patch, Rewriter, Safety, ValueId};
 use crate::affine::{Affine, Layer, Norm, batch_norm, elementwise};
 use crate::fuse_scaled_sum::{replacement, steps};
 use crate::linear::{Combination, Expr, Finder};
-use crate::{Context, Miss, Pass, Rule};
+use crate::raw_readers::Normalized;
+use crate::{Context, Miss, Pass, Rule, Target};
 
 /// See the header of this file.
 pub struct FoldBatchNorm;
@@ -68,11 +102,16 @@ impl Pass for FoldBatchNorm {
     }
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
-        context.apply_rule(self, rewriter);
+        context.apply_rule(&Fold { reread: context.planning.target == Target::OrtCpu }, rewriter);
     }
 }
 
-impl Rule for FoldBatchNorm {
+/// The rule; with `reread`, also where other readers of the layer's result can read the normalized one.
+struct Fold {
+    reread: bool,
+}
+
+impl Rule for Fold {
     fn at(&self, graph: &Graph, op: OpId) -> Result<Patch, Miss> {
         let norm = batch_norm(graph, op)?;
         let result = graph.op(op).output(0).ok_or(Miss::NoMatch)?;
@@ -91,7 +130,8 @@ impl Rule for FoldBatchNorm {
                 _ => return into_combination(graph, &norm, result),
             }
         };
-        if let Some(other) = graph.uses(x).find(|at| at.op != first) {
+        let other = graph.uses(x).find(|at| at.op != first);
+        if let Some(other) = other.filter(|_| !self.reread) {
             let reader = graph.describe(other.op);
             return Err(Miss::refused(format!("{reader} reads '{}' as well", graph.value(x).name)));
         }
@@ -99,8 +139,16 @@ impl Rule for FoldBatchNorm {
             return Err(Miss::refused("the value before it is an output of the graph"));
         }
         let mut patch = Patch::new(Safety::Approximates);
-        let folded = layer.absorb(&norm.affine.after(&inner), &mut patch)?;
-        patch.replace_uses(result, folded);
+        let affine = norm.affine.after(&inner);
+        let y = layer.absorb(&affine, &mut patch)?;
+        patch.replace_uses(result, y);
+        if other.is_some() {
+            let rms = (0..inner.scale.len()).map(|c| {
+                let mean = (norm.mean[c] - inner.shift[c]) / inner.scale[c];
+                (mean * mean + norm.variance[c] / (inner.scale[c] * inner.scale[c])).sqrt()
+            });
+            Normalized { graph, raw: x, rms: rms.collect(), affine, way: first, y }.reread(&mut patch)?;
+        }
         Ok(patch)
     }
 }
@@ -143,7 +191,8 @@ fn no_longer(graph: &Graph, root: OpId, old: &Combination, new: &Combination) ->
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{check, left_alone};
+    use crate::Target;
+    use crate::testing::{check, check_for, left_alone, left_alone_for};
     use dmopt_ir::Safety;
 
     const PASS: &str = "fold-batch-norm";
@@ -306,5 +355,75 @@ mod tests {
             left_alone(PASS, &computed),
             ["BatchNormalization of 'y': its parameters are not constants"]
         );
+    }
+
+    const TWO: &str = "(float[1,1,2,2] x, float[1,2,2,2] i) => (float[1,2,2,2] y, float[1,2,2,2] z)";
+    const W: &str = "float[2,1,1,1] w = {3.0, 4.0}";
+
+    #[test]
+    fn linear_readers_of_the_layer_read_the_normalized_result_instead() {
+        let reread = |weights: &str, body: &str, new_weights: &str, after: &str| {
+            check_for(
+                Target::OrtCpu,
+                PASS,
+                &model(TWO, &format!("{W}, {weights}{NORM}"), &format!("r = Conv(x, w) {Y} {body}")),
+                &model(
+                    TWO,
+                    &format!("float[2,1,1,1] w = {{6.0, -2.0}}, float[2] b = {{-1.0, 4.0}}, {new_weights}"),
+                    &format!("y = Conv(x, w, b) {after}"),
+                ),
+            );
+        };
+        // r = y/2 + 1/2 and r = -2y + 8.
+        reread(
+            "float s = {10.0}, ",
+            "m = Mul(r, s) z = Add(i, m)",
+            "float[2,1,1] s = {5.0, -20.0}, float[2,1,1] c = {5.0, 80.0}",
+            "m = Mul(y, s) n = Add(m, c) z = Add(i, n)",
+        );
+        reread(
+            "",
+            "z = Sub(i, r)",
+            "float[2,1,1] s = {0.5, -2.0}, float[2,1,1] c = {0.5, 8.0}",
+            "m = Mul(y, s) n = Add(m, c) z = Sub(i, n)",
+        );
+        reread(
+            "float[2,2,1,1] v = {1.0, 2.0, 3.0, 4.0}, float[2] d = {100.0, 200.0}, ",
+            "z = Conv(r, v, d)",
+            "float[2,2,1,1] v = {0.5, -4.0, 1.5, -8.0}, float[2] d = {116.5, 233.5}",
+            "z = Conv(y, v, d)",
+        );
+        reread(
+            "float[2,1,1,1] v = {1.0, 2.0}, ",
+            "z = Conv<group = 2>(r, v)",
+            "float[2,1,1,1] v = {0.5, -4.0}, float[2] d = {0.5, 16.0}",
+            "z = Conv<group = 2>(y, v, d)",
+        );
+    }
+
+    #[test]
+    fn readers_that_are_no_steps_of_a_combination_are_named() {
+        let refused = |norm: &str, weights: &str, body: &str| {
+            let weights = format!("{W}, {weights}{norm}");
+            left_alone_for(Target::OrtCpu, PASS, &model(TWO, &weights, &format!("r = Conv(x, w) {Y} {body}")))
+        };
+        let other = |who: &str| vec![format!("BatchNormalization of 'y': {who}")];
+        assert_eq!(refused(NORM, "", "z = Tanh(r)"), other("Tanh of 'z' reads 'r' as well"));
+        assert_eq!(
+            refused(NORM, "float s = {2.0}, ", "m = Mul(r, s) z = Tanh(m)"),
+            other("Mul of 'm' reads 'r' as well")
+        );
+        assert_eq!(
+            refused(
+                NORM,
+                "float[2,2,1,1] v = {1.0, 2.0, 3.0, 4.0}, ",
+                "z = Conv<pads = [0,0,0,0], auto_pad = \"SAME_UPPER\">(r, v)"
+            ),
+            other("Conv of 'z' reads it as well, and pads it")
+        );
+        let lost = other("a channel of 'r' cannot be had back from its normalization");
+        let sum = "z = Add(r, i)";
+        assert_eq!(refused(&NORM.replace("4.0, -0.5", "0.0, -0.5"), "", sum), lost);
+        assert_eq!(refused(&NORM.replace("1.0, 3.0", "300.0, 3.0"), "", sum), lost);
     }
 }

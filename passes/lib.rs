@@ -26,6 +26,8 @@ mod linear;
 mod offers;
 mod order_anchors;
 mod planning;
+mod raw_readers;
+mod requires;
 mod resolve_reshape;
 mod schedule_for_memory;
 
@@ -33,6 +35,7 @@ pub use driver::{FOLD_BUDGET, run};
 pub use fuse_scaled_sum::mixing_sites;
 pub use log::{Log, PassReport, Refused, Schedule, Site};
 pub use planning::{Anchors, Planning, Target};
+pub use requires::oldest_onnxruntime;
 
 mod log;
 #[cfg(test)]

@@ -87,6 +87,11 @@ pub trait Backend {
     /// Name and version, as reports print it.
     fn name(&self) -> &'static str;
 
+    /// Major and minor version, where models may ask for one.
+    fn version(&self) -> Option<(u32, u32)> {
+        None
+    }
+
     /// Reads a model and refuses what this runtime cannot run, as far as that shows before running.
     ///
     /// # Errors

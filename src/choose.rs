@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use dmopt_ir::Model;
-use dmopt_passes::{Anchors, Outcome, PIPELINE};
+use dmopt_passes::{Anchors, Outcome, PIPELINE, Target};
 use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
 
 use crate::report::Arrangement;
@@ -82,10 +82,14 @@ pub(crate) fn lightest(
     let all: Vec<&str> = PIPELINE.iter().map(|pass| pass.name()).collect();
     let others: Vec<&str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();
     let mut ways: Vec<(&str, &[&str], Anchors)> = Vec::new();
+    let standard = "of standard types alone, in the order found";
     if moved && bytes.saturating_sub(promised) > promised / AS_PREDICTED {
         ways.push(("as they came", &ORDER, options.anchors));
         if options.anchors != Anchors::Never {
             ways.push(("numbered for onnxruntime", &[], Anchors::Never));
+        }
+        if options.target == Target::OrtCpu && !asked {
+            ways.push((standard, &[], options.anchors));
         }
     }
     if bytes > before && !asked {
@@ -96,7 +100,8 @@ pub(crate) fn lightest(
         let mut skip = options.skip.clone();
         skip.extend(skipped.iter().map(|name| name.to_string()));
         let mut model = original.clone();
-        let outcome = rewrite(&mut model, source, &options.with(anchors, skip))?;
+        let target = if name == standard { Target::Portable } else { options.target };
+        let outcome = rewrite(&mut model, source, &Options { target, ..options.with(anchors, skip) })?;
         let Some(bytes) = weigh(&model) else { continue };
         measured.push(Arrangement { operators: name.to_string(), bytes });
         if bytes < least {

@@ -60,7 +60,7 @@ pub use memory_report::{MemoryOptions, MemoryReport, memory_report};
 pub use place::{Placed, Prove, Verdict, place};
 pub use proof::{Measured, Proof};
 pub use report::Report;
-pub use runtimes::{Runtimes, With};
+pub use runtimes::{MIN_ONNXRUNTIME, Runtimes, With};
 pub use source::{Source, Target};
 pub use tolerance::depth;
 pub use validation::validate;
@@ -204,6 +204,10 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         candidate.weighed_by_plan();
     }
     let Candidate { model, outcome, measured } = candidate;
+    if let Some(ort) = ort {
+        runtimes::suits(&source.name, &original, ort)?;
+        runtimes::suits(&format!("the result of {}", source.name), &model, ort)?;
+    }
     check.tolerance = tolerance::of(&original, &outcome);
 
     say(Stage::Write);
@@ -234,7 +238,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     }
 }
 
-/// Runs the passes that the options choose.
+/// Runs the passes that the options choose. The model says then which version of ONNX Runtime it needs, if it does.
 ///
 /// # Errors
 /// [`Error::Passes`].
@@ -260,5 +264,13 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
         },
         ..passes::Options::default()
     };
-    passes::run(model, &options).map_err(|cause| Error::Passes { file: source.name.clone(), cause })
+    let outcome =
+        passes::run(model, &options).map_err(|cause| Error::Passes { file: source.name.clone(), cause })?;
+    if outcome.safety.is_some() {
+        let oldest =
+            passes::oldest_onnxruntime(&model.graph).map(|(major, minor)| format!("{major}.{minor}"));
+        onnx::set_metadata(model, MIN_ONNXRUNTIME, oldest)
+            .map_err(|cause| Error::Export { file: source.name.clone(), cause })?;
+    }
+    Ok(outcome)
 }

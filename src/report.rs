@@ -10,6 +10,7 @@ use dmopt_runtime::inputs::{Pins, assignments};
 use dmopt_runtime::{Interface, Port};
 use serde::{Deserialize, Serialize};
 
+use crate::runtimes::needed;
 use crate::{Facts, Placed, Proof, Source, memory, proof};
 
 /// The value of [`Report::schema`].
@@ -44,6 +45,9 @@ pub struct Report {
     pub validations: Vec<Validation>,
     /// The worst class among the edits applied: `exact`, `reassociates` or `approximates`; null without edits.
     pub safety: Option<String>,
+    /// The oldest ONNX Runtime that runs the result as it is meant, as `1.24`; null if any does. The file says so too, as
+    /// `dmopt.min_onnxruntime`.
+    pub min_onnxruntime: Option<String>,
     /// True when `--stop-after` ended the run.
     pub stopped: bool,
     /// Remarks, such as types that the file and inference disagree on.
@@ -295,6 +299,7 @@ impl Report {
                 .map(|v| Validation::new(Some(v)))
                 .collect(),
             safety: outcome.safety.map(|class| class.name().to_string()),
+            min_onnxruntime: needed(model),
             stopped: outcome.out_of_fuel,
             notes,
         }

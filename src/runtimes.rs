@@ -2,9 +2,35 @@
 
 use std::path::PathBuf;
 
+use dmopt_ir::Model;
 use dmopt_runtime::{Backend, Ep, SessionKind};
 
-use crate::Error;
+use crate::{Error, onnx};
+
+/// What a file says about itself if it needs a version of ONNX Runtime, as `1.24`, or a later one.
+pub const MIN_ONNXRUNTIME: &str = "dmopt.min_onnxruntime";
+
+/// What a model says it needs, as `1.24`.
+pub(crate) fn needed(model: &Model) -> Option<String> {
+    onnx::metadata(model, MIN_ONNXRUNTIME)
+}
+
+/// Refuses a runtime that is older than what a model needs.
+///
+/// # Errors
+/// [`Error::Unavailable`].
+pub(crate) fn suits(file: &str, model: &Model, runtime: &dyn Backend) -> Result<(), Error> {
+    let (Some(needed), Some(version)) = (needed(model), runtime.version()) else { return Ok(()) };
+    let parse = |(major, minor): (&str, &str)| Some((major.parse().ok()?, minor.parse().ok()?));
+    let oldest: (u32, u32) = needed.split_once('.').and_then(parse).unwrap_or((0, 0));
+    if version >= oldest {
+        return Ok(());
+    }
+    let found = runtime.name();
+    Err(Error::Unavailable(format!(
+        "{file} needs ONNX Runtime {needed} or later, and what was found is {found}"
+    )))
+}
 
 /// Which runtimes to use, and how ONNX Runtime is set up.
 #[derive(Clone, PartialEq, Debug, Default)]

@@ -299,6 +299,31 @@ fn an_older_version_measures_too_without_telling_scratch_apart() {
     assert!(found.runtime.name.starts_with("onnxruntime 1.2"), "{}", found.runtime.name);
 }
 
+/// `y = Relu(conv(x) + bias + x)`, which no first step of a sum can take the bias of.
+const RESIDUAL: &str = "<ir_version: 8, opset_import: [\"\": 17]> g (float[1,2,4,4] x) => (float[1,2,4,4] y)
+    <float[2,2,1,1] w = {1, 2, 3, 4}, float[2] b = {5, 6}> { r = Relu(x) c = Conv(r, w, b) s = Add(c, r) y = Relu(s) }";
+
+#[test]
+fn a_result_says_which_version_it_needs_and_older_ones_are_refused() {
+    let (Some(new), Some(old)) = (ort(), library("DMOPT_ORT_LIB_OLD")) else { return };
+    let desk = Desk::with_text(RESIDUAL);
+    let table =
+        desk.run(&format!("optimize m.onnx --target ort-cpu --report r.json {new}")).succeeds().stdout();
+    assert_eq!(desk.report("r.json").min_onnxruntime.as_deref(), Some("1.27"));
+    assert!(table.contains("needs             onnxruntime 1.27 or later"), "{table}");
+    desk.run(&format!("validate m.onnx m.opt.onnx --runs 0 {new}")).succeeds();
+    let refused = desk.run(&format!("validate m.onnx m.opt.onnx --runs 0 {old}"));
+    assert_eq!(refused.code(), 5);
+    assert!(refused.stderr().contains("m.opt.onnx needs ONNX Runtime 1.27 or later, and what was found is"));
+    let refused = desk.run(&format!("optimize m.onnx again.onnx --target ort-cpu {old}"));
+    assert_eq!(refused.code(), 5);
+    assert!(refused.stderr().contains("the result of m.onnx needs"), "{}", refused.stderr());
+    assert!(!desk.path("again.onnx").exists());
+    let portable = desk.run(&format!("optimize m.onnx --report r.json {old}")).succeeds();
+    assert!(!portable.stdout().contains("needs"));
+    assert_eq!(desk.report("r.json").min_onnxruntime, None);
+}
+
 #[test]
 fn optimize_validates_in_both_runtimes_and_measures_in_one() {
     let Some(ort) = ort() else { return };

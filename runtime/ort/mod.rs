@@ -222,6 +222,12 @@ impl Backend for OrtBackend {
         &self.runtime.0.name
     }
 
+    fn version(&self) -> Option<(u32, u32)> {
+        let (_, version) = self.name().rsplit_once(' ')?;
+        let mut parts = version.split('.').map(|part| part.parse().ok());
+        Some((parts.next()??, parts.next()??))
+    }
+
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
         Ok(Box::new(self.runtime.session(model, self.settings, self.ep)?))
     }

@@ -50,6 +50,9 @@ pub fn render(report: &Report, all: bool) -> String {
     for (i, found) in validations(report).iter().enumerate() {
         let _ = writeln!(text, "{:<18}{}", if i == 0 { "validation" } else { "" }, verdict(found));
     }
+    if let Some(oldest) = &report.min_onnxruntime {
+        let _ = writeln!(text, "{:<18}onnxruntime {oldest} or later", "needs");
+    }
     if let Some(path) = &after.path {
         let _ = writeln!(text, "{:<18}{path} ({})", "result", bytes(after.file_bytes));
     }

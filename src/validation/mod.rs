@@ -11,6 +11,7 @@ use dmopt_runtime::{self as runtime, Backend, Interface, ModelFile, Named, Port,
 
 use crate::proof::{Judged, Side, inputs_of, judge, sizes_error};
 use crate::report::{File, Validation, ValidationStatus};
+use crate::runtimes::suits;
 use crate::{Error, Facts, Runtimes, Source, ir, tolerance};
 use data::Set;
 use report::{Divergence, Elsewhere, Expected, Latency, Limits, MemoryPair, Report, Runtime, SCHEMA};
@@ -86,7 +87,11 @@ pub fn validate(reference: &Source, candidate: &Source, options: &Options) -> Re
     };
     let found = options.runtimes.find()?;
     let (backend, session) = match (&found.ort, &found.tract) {
-        (Some(ort), _) => (ort.as_ref(), Some(options.runtimes.session.name().to_string())),
+        (Some(ort), _) => {
+            suits(&reference.name, &ours, ort.as_ref())?;
+            suits(&candidate.name, &theirs, ort.as_ref())?;
+            (ort.as_ref(), Some(options.runtimes.session.name().to_string()))
+        }
         (None, Some(tract)) => (tract.as_ref(), None),
         (None, None) => return Err(Error::Unavailable(found.none())),
     };
