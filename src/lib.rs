@@ -37,6 +37,7 @@ mod room;
 mod runtimes;
 mod source;
 mod tolerance;
+pub mod triton;
 pub mod units;
 pub mod validation;
 

@@ -73,6 +73,11 @@ impl Desk {
         Done(self.command(arguments).output().unwrap())
     }
 
+    /// With these variables of the environment.
+    pub fn run_in(&self, arguments: &str, variables: &[(&str, &str)]) -> Done {
+        Done(self.command(arguments).envs(variables.iter().copied()).output().unwrap())
+    }
+
     /// With another program than dmopt itself.
     pub fn run_with(&self, program: &Path, arguments: &str) -> Done {
         Done(self.command_with(program, arguments).output().unwrap())

@@ -5,6 +5,7 @@
 
 mod cli;
 mod conformance;
+mod docs;
 mod examples;
 mod exports;
 mod files;
@@ -15,5 +16,7 @@ mod memory;
 mod pipeline;
 mod properties;
 mod schedule;
+mod serving;
+mod shell;
 mod timeline;
 mod validation;

@@ -11,7 +11,7 @@ use dmopt::ir::text::{Style, print_graph_as};
 use crate::cli::{Desk, EXPORT, bytes, proto};
 
 /// Operators that stand twice in a row; those in the middle do not cancel.
-const TWICE: &str = "<ir_version: 10, opset_import: [\"\": 21]>
+pub const TWICE: &str = "<ir_version: 10, opset_import: [\"\": 21]>
     g (float[3,3,3] x) => (float[3,3,3] y) {
         a = Neg(x)
         b = Neg(a)
@@ -24,10 +24,15 @@ const TWICE: &str = "<ir_version: 10, opset_import: [\"\": 21]>
         y = Abs(i)
     }";
 
+/// A program that Cargo built from `examples/`.
+pub fn example(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_BIN_EXE_dmopt"));
+    folder.with_file_name("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION)
+}
+
 /// The command with the pass in `examples/planted.rs`.
 fn planted() -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_BIN_EXE_dmopt"));
-    folder.with_file_name("examples").join("planted").with_extension(std::env::consts::EXE_EXTENSION)
+    example("planted")
 }
 
 fn checked(text: &str) -> Report {
@@ -198,4 +203,42 @@ fn a_model_that_cannot_be_read_is_an_error_and_the_others_are_checked() {
     let lock = fs::read(desk.path("dmopt.lock")).unwrap();
     assert_eq!(desk.run("check . --update").code(), 1);
     assert_eq!(fs::read(desk.path("dmopt.lock")).unwrap(), lock);
+}
+
+/// The commands in a file for a service, which are indented by as much, after the line that ends so.
+fn script(file: &str, after: &str, indent: usize) -> String {
+    let text = fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let part = text.split(after).last().unwrap();
+    part.lines().filter_map(|line| line.get(indent..)).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn the_steps_for_github_and_gitlab_check_models() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("models")).unwrap();
+    fs::write(desk.path("models/a.onnx"), bytes(proto(TWICE))).unwrap();
+    desk.run("check models --update").succeeds();
+    let run = |text: &str, variables: &[(&str, &str)]| {
+        let mut command = std::process::Command::new("/bin/bash");
+        let folder = PathBuf::from(env!("CARGO_BIN_EXE_dmopt"));
+        command.args(["-e", "-c", text]).current_dir(desk.path(".")).envs(variables.iter().copied());
+        let done = command.env("PATH", folder.parent().unwrap()).output().unwrap();
+        (done.status.code().unwrap(), String::from_utf8(done.stdout).unwrap())
+    };
+    let github = script("action.yml", "run: |\n", 8);
+    let inputs = |peak| {
+        [
+            ("MODELS", "models"),
+            ("LOCK", "dmopt.lock"),
+            ("MAX_PEAK", peak),
+            ("MAX_PEAK_RATIO", ""),
+            ("SHARD", ""),
+        ]
+    };
+    let (code, told) = run(&github, &inputs("40 MB"));
+    assert!(code == 0 && told.contains("1 as locked"), "{told}");
+    assert_eq!(run(&github, &inputs("1 B")).0, 4);
+    let gitlab = script("docs/examples/gitlab-ci.yml", "script:\n", 6);
+    let (code, told) = run(&gitlab, &[("CI_NODE_INDEX", "1"), ("CI_NODE_TOTAL", "4")]);
+    assert!(code == 0 && told.contains("1 as locked"), "{told}");
 }

@@ -105,7 +105,7 @@ fn render(found: &Bisection) -> String {
     let mut text = String::new();
     let trials = plural(found.trials.len(), "trial");
     let Some(culprit) = &found.culprit else {
-        let peak = |peak: Option<u64>| peak.map_or_else(|| "unknown".to_string(), super::units::bytes);
+        let peak = |peak: Option<u64>| peak.map_or_else(|| "unknown".to_string(), super::bytes);
         return format!(
             "{GOOD}nothing is wrong{GOOD:#}: after {} outputs agree, and the predicted peak is {} (original {})\n",
             plural(found.edits as usize, "edit"),

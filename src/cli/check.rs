@@ -9,9 +9,10 @@ use clap::Args;
 use dmopt::check::{Checked, Lock, Options, Report, Status};
 use dmopt::passes;
 
+use super::bytes;
 use super::optimize::For;
 use super::table::{BAD, DOUBT, GOOD, HEAD};
-use super::units::{bytes, parse_bytes, plural};
+use super::units::{parse_bytes, plural};
 use super::{SizeArgs, pass_names};
 
 const EXAMPLES: &str = "\

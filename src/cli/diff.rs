@@ -8,9 +8,10 @@ use anyhow::Context;
 use clap::Args;
 use dmopt::diff::{Constant, Diff, Group};
 
+use super::bytes;
 use super::source;
 use super::table::{BAD, DOUBT, GOOD, HEAD};
-use super::units::{bytes, plural};
+use super::units::plural;
 
 /// How many groups, and lines of each, are shown unless all are asked for.
 const GROUPS: usize = 30;

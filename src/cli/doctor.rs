@@ -1,10 +1,8 @@
 //! `dmopt doctor`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use dmopt::Diagnosis;
 
@@ -12,16 +10,23 @@ use super::table::{BAD, GOOD, HEAD};
 
 /// Show the runtimes of this machine, which of them are used, and what would provide those that are missing
 #[derive(Args)]
+#[command(after_help = super::examples(&[
+    ("dmopt doctor", "what is there and what is missing"),
+    ("dmopt doctor --ort-lib libonnxruntime.so", "a library that is not found by itself"),
+]))]
 pub struct Doctor {
     /// A library of ONNX Runtime to look at first
     #[arg(long, value_name = "PATH")]
     ort_lib: Option<PathBuf>,
+    /// Print JSON (dmopt.doctor/1)
+    #[arg(long)]
+    json: bool,
 }
 
 impl Doctor {
     pub fn run(self) -> anyhow::Result<()> {
-        let text = render(&dmopt::diagnose(self.ort_lib.as_deref()));
-        anstream::stdout().write_all(text.as_bytes()).context("cannot print")
+        let found = dmopt::diagnose(self.ort_lib.as_deref());
+        super::print(|| render(&found), &found, self.json)
     }
 }
 

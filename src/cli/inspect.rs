@@ -10,7 +10,8 @@ use clap::Args;
 use dmopt::Inspection;
 use dmopt::report::PLANNED_FOR;
 
-use super::units::{bytes, count, plural};
+use super::bytes;
+use super::units::{count, plural};
 use super::{SizeArgs, source};
 
 const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
@@ -20,7 +21,10 @@ const LARGEST: usize = 5;
 
 /// Show what is in a model: operators, inputs and outputs, parameters, mixing sites, predicted peak
 #[derive(Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::examples(&[
+    ("dmopt inspect model.onnx", "operators, mixing sites, predicted peak"),
+    ("dmopt inspect model.onnx --dim batch=4", "with a size for what is open"),
+]))]
 pub struct Inspect {
     /// The model; - for standard input
     #[arg(value_name = "MODEL")]

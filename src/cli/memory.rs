@@ -13,7 +13,8 @@ use dmopt::memory::Kernels;
 use dmopt::memory_report::{At, Live, Why};
 use dmopt::{MemoryOptions, MemoryReport};
 
-use super::units::{bytes, plural};
+use super::bytes;
+use super::units::plural;
 use super::{Kind, SizeArgs, source};
 
 const HEAD: Style = Style::new().bold();
@@ -23,7 +24,10 @@ const GROUPS: usize = 12;
 
 /// Predict the peak of activation memory without running the model, and show what it consists of
 #[derive(Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::examples(&[
+    ("dmopt memory model.onnx", "the peak, and why each tensor is there"),
+    ("dmopt memory model.onnx model.opt.onnx --html t.html", "both, step by step, in a browser"),
+]))]
 pub struct Memory {
     /// The model; - for standard input
     #[arg(value_name = "MODEL")]

@@ -10,14 +10,16 @@ mod optimize;
 mod passes;
 mod progress;
 mod session;
+mod shell;
 mod table;
 mod validate;
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use anyhow::Context as _;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dmopt::ir::Sizes;
@@ -34,12 +36,50 @@ Exit codes:
   4  a limit is exceeded (--max-peak-ratio, --max-latency-ratio), or check found a difference to the lock file
   5  a runtime, execution provider or device that was required is not there or cannot run the model";
 
+/// The end of a command's help: examples, each a command and what it does, and the exit codes.
+fn examples(lines: &[(&str, &str)]) -> String {
+    let width = lines.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let lines: String =
+        lines.iter().map(|(command, what)| format!("  {command:<width$}  {what}\n")).collect();
+    format!("Examples:\n{lines}\n{EXIT_CODES}")
+}
+
+/// Prints text, or with `json` what the value is in JSON.
+fn print(text: impl FnOnce() -> String, value: &impl serde::Serialize, json: bool) -> anyhow::Result<()> {
+    let text = match json {
+        true => serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n",
+        false => text(),
+    };
+    let mut stdout = anstream::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")
+}
+
+fn start() -> String {
+    examples(&[
+        ("dmopt optimize model.onnx", "writes model.opt.onnx"),
+        ("dmopt inspect model.onnx", "what is in it"),
+        ("dmopt check models --update", "locks what dmopt makes of models"),
+        ("dmopt help optimize", "every flag of a command"),
+    ])
+}
+
 /// Makes an ONNX model need the least memory that its computation allows, and proves that the outputs are the same.
 #[derive(Parser)]
-#[command(name = "dmopt", version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(name = "dmopt", version, after_help = start(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Print sizes as exact numbers of bytes
+    #[arg(long, global = true)]
+    bytes: bool,
+}
+
+/// Whether sizes are printed as exact numbers.
+static EXACT: OnceLock<bool> = OnceLock::new();
+
+/// A size as the command line asks for it: `14.5 MB`, or `14483456 B`.
+fn bytes(n: u64) -> String {
+    if EXACT.get() == Some(&true) { format!("{n} B") } else { units::bytes(n) }
 }
 
 #[derive(Subcommand)]
@@ -54,6 +94,8 @@ enum Command {
     Passes(passes::Passes),
     Session(session::Session),
     Doctor(doctor::Doctor),
+    Completions(shell::Completions),
+    Man(shell::Man),
 }
 
 /// Sizes for what the model leaves open.
@@ -180,7 +222,9 @@ pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
         dmopt::onnx::scratch::clear_for_exit();
         std::process::exit(INTERRUPTED);
     });
-    let done = match Cli::parse().command {
+    let Cli { command, bytes } = Cli::parse();
+    let _ = EXACT.set(bytes);
+    let done = match command {
         Command::Optimize(args) => args.run(),
         Command::Validate(args) => args.run(),
         Command::Inspect(args) => args.run(),
@@ -191,6 +235,8 @@ pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
         Command::Passes(args) => args.run(),
         Command::Session(args) => args.run(),
         Command::Doctor(args) => args.run(),
+        Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,15 +9,21 @@ use clap::{Args, ValueEnum};
 use dmopt::html_report::Content;
 use dmopt::ir::infer::infer_graph;
 use dmopt::ir::{Model, text};
-use dmopt::passes;
 use dmopt::{Anchors, MemoryOptions, MemoryReport, Options, Report, Source, Stage, Target, Validate, With};
+use dmopt::{passes, triton};
 
 use super::progress::Progress;
-use super::{OrtArgs, SizeArgs, is_pipe, pass_names, source, table};
+use super::{Kind, OrtArgs, SizeArgs, is_pipe, pass_names, source, table};
 
 /// Rewrite a model so that it needs less memory, prove that outputs are the same, and write it
 #[derive(Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::examples(&[
+    ("dmopt optimize model.onnx", "writes model.opt.onnx"),
+    ("dmopt optimize model.onnx out.onnx --session tuned", "measured as a low-memory session"),
+    ("dmopt optimize model.onnx --html report.html", "with a page that shows what was done"),
+    ("dmopt optimize - - < in.onnx > out.onnx", "in a pipe"),
+    ("dmopt optimize model.onnx --triton-repo models --name net", "for NVIDIA Triton"),
+]))]
 pub struct Optimize {
     /// The model; - for standard input
     #[arg(value_name = "IN")]
@@ -75,6 +81,13 @@ pub struct Optimize {
     /// Write what was done and found as JSON (dmopt.report/1), also when the result is rejected
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
+    /// Write into a model repository of NVIDIA Triton: DIR/NAME/1/model.onnx, and DIR/NAME/config.pbtxt with the settings of
+    /// the low-memory session
+    #[arg(long, value_name = "DIR", requires = "name", conflicts_with_all = ["output", "o", "session", "in_place"])]
+    triton_repo: Option<PathBuf>,
+    /// The name of the model in the repository
+    #[arg(long, requires = "triton_repo")]
+    name: Option<String>,
     /// Write the report as a page for a browser, in one file, also when the result is rejected
     #[arg(long, value_name = "FILE.html")]
     html: Option<PathBuf>,
@@ -87,6 +100,9 @@ pub struct Optimize {
     /// Print the result as text on standard output
     #[arg(long)]
     print: bool,
+    /// Print the report as JSON (dmopt.report/1) instead of the table
+    #[arg(long, conflicts_with_all = ["print", "quiet"])]
+    json: bool,
     /// Print errors only
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
@@ -161,14 +177,35 @@ fn ratio(text: &str) -> Result<f64, String> {
     if ratio >= 1.0 { Ok(ratio) } else { Err("a factor is at least 1".to_string()) }
 }
 
+/// A configuration of Triton that is to be written.
+struct Served {
+    config: PathBuf,
+    text: String,
+}
+
+impl Served {
+    fn write(self) -> anyhow::Result<()> {
+        let fill = |file: &mut std::fs::File| file.write_all(self.text.as_bytes());
+        Ok(dmopt::onnx::replace(&self.config, fill).map_err(dmopt::Error::from)?)
+    }
+}
+
 impl Optimize {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<()> {
+        let served = self.triton()?;
+        if served.is_some() {
+            self.ort.session = Kind::Tuned;
+        }
         let output = self.destination();
         if self.in_place && is_pipe(&self.input) {
             super::usage_error("standard input cannot be replaced in place");
         }
-        if self.print && is_pipe(&output) {
-            super::usage_error("--print and '-' as output would share standard output");
+        if (self.print || self.json) && is_pipe(&output) {
+            let flag = if self.print { "--print" } else { "--json" };
+            super::usage_error(&format!("{flag} and '-' as output would share standard output"));
+        }
+        if self.triton_repo.is_some() && is_pipe(&self.input) {
+            super::usage_error("a model for Triton has to be in a file");
         }
         if let Some(report) = &self.report {
             self.guard_report(report, &output, b'{')?;
@@ -229,6 +266,9 @@ impl Optimize {
         });
         let done = done?;
         told?;
+        if let Some(served) = served {
+            served.write()?;
+        }
         if self.print {
             let text = text::print_model_as(&done.model, text::Style::Display);
             stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
@@ -236,7 +276,27 @@ impl Optimize {
         Ok(())
     }
 
+    /// What there is to do for Triton, once the model is in its place; its folder is made.
+    fn triton(&self) -> anyhow::Result<Option<Served>> {
+        let (Some(repository), Some(name)) = (&self.triton_repo, &self.name) else { return Ok(None) };
+        let mut model = source(&self.input)?.model()?;
+        infer_graph(&mut model.graph);
+        let text = triton::config(name, &model.graph, self.ort.ep)
+            .map_err(|reason| anyhow::anyhow!("{}: {reason}", self.input.display()))?;
+        let folder = repository.join(name);
+        let config = folder.join("config.pbtxt");
+        let ours = std::fs::read(&config).map_or(true, |old| old.starts_with(triton::MARK.as_bytes()));
+        anyhow::ensure!(ours, "{}: it was not written by dmopt and would be overwritten", config.display());
+        let version = folder.join("1");
+        std::fs::create_dir_all(&version)
+            .with_context(|| format!("{}: cannot make this folder", version.display()))?;
+        Ok(Some(Served { config, text }))
+    }
+
     fn destination(&self) -> PathBuf {
+        if let (Some(repository), Some(name)) = (&self.triton_repo, &self.name) {
+            return repository.join(name).join("1").join("model.onnx");
+        }
         match self.output.as_ref().or(self.o.as_ref()) {
             Some(path) => path.clone(),
             None if self.in_place => self.input.clone(),
@@ -330,7 +390,10 @@ impl Optimize {
         if self.quiet {
             return Ok(());
         }
-        let text = table::render(report, self.verbose);
+        let text = match self.json {
+            true => serde_json::to_string_pretty(report).context("cannot write JSON")? + "\n",
+            false => table::render(report, self.verbose),
+        };
         if self.print || is_pipe(output) {
             anstream::eprint!("{text}");
             return Ok(());

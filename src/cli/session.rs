@@ -1,13 +1,15 @@
 //! `dmopt session`.
 
-use std::io::Write;
-
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use dmopt::runtime::{self, Ep};
+use serde::Serialize;
 
 /// Print code that makes a low-memory session of ONNX Runtime for a model, to be pasted
 #[derive(Args)]
+#[command(after_help = super::examples(&[
+    ("dmopt session model.opt.onnx", "in Python"),
+    ("dmopt session model.opt.onnx --language cpp --ep cuda", "in C++, on a GPU"),
+]))]
 pub struct Session {
     /// The model, as the code will name it; it need not exist
     #[arg(value_name = "MODEL")]
@@ -18,6 +20,19 @@ pub struct Session {
     /// Language of the code
     #[arg(long, value_enum, value_name = "LANGUAGE", default_value_t = Language::Python)]
     language: Language,
+    /// Print JSON (dmopt.session/1)
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Printed<'a> {
+    schema: &'a str,
+    model: &'a str,
+    ep: String,
+    language: &'a str,
+    code: &'a str,
 }
 
 /// A language that ONNX Runtime is called from.
@@ -33,12 +48,19 @@ enum Language {
 
 impl Session {
     pub fn run(self) -> anyhow::Result<()> {
-        let language = match self.language {
-            Language::Python => runtime::Language::Python,
-            Language::Rust => runtime::Language::Rust,
-            Language::Cpp => runtime::Language::Cpp,
+        let (name, language) = match self.language {
+            Language::Python => ("python", runtime::Language::Python),
+            Language::Rust => ("rust", runtime::Language::Rust),
+            Language::Cpp => ("cpp", runtime::Language::Cpp),
         };
         let code = runtime::session_code(language, &self.model, self.ep);
-        anstream::stdout().write_all(code.as_bytes()).context("cannot print")
+        let printed = Printed {
+            schema: "dmopt.session/1",
+            model: &self.model,
+            ep: self.ep.to_string(),
+            language: name,
+            code: &code,
+        };
+        super::print(|| code.clone(), &printed, self.json)
     }
 }

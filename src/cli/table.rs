@@ -5,7 +5,8 @@ use std::fmt::Write;
 use dmopt::Report;
 use dmopt::report::{Arrangement, Measured, Pass, Peak, Predicted, Validation, ValidationStatus};
 
-use super::units::{bytes, count, plural};
+use super::bytes;
+use super::units::{count, plural};
 
 pub const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
 pub const GOOD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Green.on_default();

@@ -10,8 +10,9 @@ use dmopt::With;
 use dmopt::validation::Options;
 use dmopt::validation::report::{ModelMemory, Report};
 
+use super::bytes;
 use super::table::{DOUBT, HEAD, verdict};
-use super::units::{bytes, count, plural};
+use super::units::{count, plural};
 use super::{OrtArgs, SizeArgs, source};
 
 /// How many nodes that ran elsewhere are listed for each model.
@@ -19,7 +20,11 @@ const FEW: usize = 10;
 
 /// Compare two models: outputs, peak memory and latency, on the same inputs in the same runtime
 #[derive(Args)]
-#[command(after_help = super::EXIT_CODES)]
+#[command(after_help = super::examples(&[
+    ("dmopt validate a.onnx b.onnx", "outputs, memory and latency"),
+    ("dmopt validate a.onnx b.onnx --inputs batch.npz", "with these inputs"),
+    ("dmopt validate a.onnx b.onnx --max-peak-ratio 1", "exit code 4 if b needs more memory"),
+]))]
 pub struct Validate {
     /// The model that is right
     #[arg(value_name = "REFERENCE")]

@@ -5,12 +5,20 @@ mod ort;
 
 use std::path::Path;
 
+use serde::{Serialize, Serializer};
+
+/// The value of [`Diagnosis::schema`].
+pub const SCHEMA: &str = "dmopt.doctor/1";
+
 /// The runtimes of a machine.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Diagnosis {
+    /// Always [`SCHEMA`].
+    pub schema: &'static str,
     /// Every runtime that was found, those that cannot be used included.
     pub runtimes: Vec<Runtime>,
     /// What CUDA needs (provider, driver, device), by name: what there is, or what is wrong.
+    #[serde(serialize_with = "parts")]
     pub cuda: Vec<(&'static str, Result<String, String>)>,
     /// For each thing that is missing, the command that would provide it.
     pub remedies: Vec<Remedy>,
@@ -19,7 +27,7 @@ pub struct Diagnosis {
 }
 
 /// A runtime.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Runtime {
     /// Name and version.
     pub name: String,
@@ -36,7 +44,7 @@ pub struct Runtime {
 }
 
 /// How to get something that is missing.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Remedy {
     /// What is missing.
     pub what: &'static str,
@@ -44,12 +52,36 @@ pub struct Remedy {
     pub command: &'static str,
 }
 
+/// `{"name": ..., "there": ..., "missing": ...}`, of which one is null.
+fn parts<S: Serializer>(
+    parts: &[(&'static str, Result<String, String>)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Part<'a> {
+        name: &'a str,
+        there: Option<&'a String>,
+        missing: Option<&'a String>,
+    }
+    let part = |(name, part): &'_ (&'static str, Result<String, String>)| -> serde_json::Value {
+        let part = Part { name, there: part.as_ref().ok(), missing: part.as_ref().err() };
+        serde_json::json!(part)
+    };
+    parts.iter().map(part).collect::<Vec<_>>().serialize(serializer)
+}
+
 const TRACT: Remedy = Remedy { what: "embedded runtime", command: "cargo install --path . --features tract" };
 
 /// Looks at the machine; `explicit` is a library of ONNX Runtime to look at first. Missing things are part of the answer,
 /// never an error.
 pub fn diagnose(explicit: Option<&Path>) -> Diagnosis {
-    let mut found = Diagnosis::default();
+    let mut found = Diagnosis {
+        schema: SCHEMA,
+        runtimes: Vec::new(),
+        cuda: Vec::new(),
+        remedies: Vec::new(),
+        uses: Vec::new(),
+    };
     if cfg!(feature = "tract") {
         found.runtimes.push(Runtime {
             name: format!("tract {}", dmopt_runtime::TRACT_VERSION),
