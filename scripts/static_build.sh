@@ -11,11 +11,11 @@ RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
     cargo build --release --locked --target "$target" --no-default-features --features "${FEATURES-tract}" --bin dmopt
 binary=$folder/$target/release/dmopt
 
-if readelf --program-headers "$binary" | grep -q INTERP; then
+if readelf --program-headers "$binary" | grep INTERP > /dev/null; then
     echo "error: $binary asks for a dynamic loader" >&2
     exit 1
 fi
-if readelf --dynamic "$binary" | grep -q NEEDED; then
+if readelf --dynamic "$binary" | grep NEEDED > /dev/null; then
     echo "error: $binary needs shared libraries" >&2
     exit 1
 fi
