@@ -11,6 +11,8 @@ memory, which counts pages of mapped files that were touched. A run that takes l
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import platform
 import shutil
@@ -49,7 +51,12 @@ PEERS = {
         "{out}",
     ],
 }
-COPY = "cp, fsync"
+COPY = "cp and fsync"
+# What a process had in memory before it became another program counts as that program's: this script must not be it.
+LAUNCHER = (
+    "import os, sys; p = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:]); _, s, u = os.wait4(p, 0); "
+    "open(sys.argv[1], 'w').write(str([s, u.ru_utime + u.ru_stime, u.ru_maxrss * 1024 / 1e6]))"
+)
 
 
 class Run(NamedTuple):
@@ -65,15 +72,18 @@ class Run(NamedTuple):
 def run(command: list[str], out: Path) -> Run:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
+    usage = out.with_suffix(".usage")
+    usage.unlink(missing_ok=True)
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    launch = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(usage), *command]
+    process = subprocess.Popen(launch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     end = threading.Timer(LIMIT_SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))
     end.start()
     message = process.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(process.pid, 0)
+    process.wait()
     end.cancel()
     wall = time.monotonic() - begin
-    cpu, rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
+    status, cpu, rss = json.loads(usage.read_text()) if usage.is_file() else (1, math.nan, math.nan)
     if status:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         late = wall >= LIMIT_SECONDS
@@ -89,7 +99,7 @@ def tools(dmopt: Path) -> dict[str, list[str]]:
     python = {name: [sys.executable, *arguments] for name, arguments in PEERS.items()}
     return {
         "dmopt": [*optimize, "{out}/out.onnx"],
-        "dmopt, without writing": [*optimize, "/dev/null"],
+        "dmopt to /dev/null": [*optimize, "/dev/null"],
         COPY: ["sh", "-c", 'cp "$1"/* "$2" && sync "$2"/*', "sh", "{folder}", "{out}"],
         **python,
     }
@@ -111,20 +121,22 @@ def measure(model: Path, command: list[str], runs: int) -> Run:
     return best
 
 
-def row(tool: str, found: Run, fastest: Run | None) -> str:
+def row(tool: str, found: Run, dmopt: Run | None) -> str:
     if found.failure is not None:
         wall = f"> {LIMIT_SECONDS}" if found.failure == "" else f"fails: {found.failure}"
-        return f"| {tool} | {wall} | {found.cpu:.2f} | {found.rss:.0f} | | |"
+        return f"| {tool} | {wall} | {found.cpu:.2f} | {found.rss:.0f} | | | |"
     nodes = "" if found.nodes is None else f"{found.nodes}"
-    ratio = f"{found.wall / fastest.wall:.1f}" if fastest else ""
-    return f"| {tool} | {found.wall:.2f} | {found.cpu:.2f} | {found.rss:.0f} | {nodes} | {ratio} |"
+    ratios = f"{found.wall / dmopt.wall:.1f} | {found.cpu / dmopt.cpu:.1f}" if dmopt else " | "
+    return f"| {tool} | {found.wall:.2f} | {found.cpu:.2f} | {found.rss:.0f} | {nodes} | {ratios} |"
 
 
 def machine() -> str:
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
     kib = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
     load = os.getloadavg()[0]
-    return f"{len(names)} cores of {names[0] if names else platform.machine()}, {kib / 1e6:.0f} GB, load {load:.1f} when it began"
+    name = names[0] if names else platform.machine()
+    return f"{len(names)} cores of {name}, {kib / 1e6:.0f} GB, load {load:.1f} when it began"
 
 
 def main() -> int:
@@ -151,7 +163,8 @@ def main() -> int:
             print(model.parent.name, row(tool, found[tool], None), flush=True)
         lines = [row(tool, result, found.get("dmopt")) for tool, result in found.items()]
         title = f"## {model.parent.name}: {len(graph.node)} nodes, {weights:.0f} MB"
-        head = "| | wall, s | processor, s | resident, MB | nodes left | times the wall of dmopt |\n|---|---:|---:|---:|---:|---:|"
+        columns = ["", "wall, s", "processor, s", "resident, MB", "nodes left", "times dmopt's wall", "processor"]
+        head = f"| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}"
         sections.append("\n".join([title, "", head, *lines]))
     if arguments.markdown:
         version = subprocess.run([arguments.dmopt, "--version"], capture_output=True, text=True).stdout.strip()
@@ -166,7 +179,7 @@ dmopt and other optimizers on models of real sizes, a cold process each. Written
 ```
 
 on {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()}
-dmopt runs as `dmopt optimize IN OUT --no-validate`, with all passes; "without writing", OUT is `/dev/null`. The copy is
+dmopt runs as `dmopt optimize IN OUT --no-validate`, with all passes. The copy is
 what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX.
 
 {chr(10).join(section + chr(10) for section in sections)}"""

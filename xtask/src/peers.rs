@@ -30,12 +30,12 @@ pub fn conformance(choices: &Conformance) -> anyhow::Result<()> {
     call(Command::new(&python).arg("scripts/backend_models.py").arg(&models))?;
     let mut script = Command::new(&python);
     script.arg("scripts/conformance.py").arg(&models).arg("--dmopt").arg(release()?);
-    if let Some(count) = choices.sample {
-        script.args(["--sample", &count.to_string()]);
-    }
+    let sample = choices.sample.map(|count| count.to_string());
+    script.args(sample.iter().flat_map(|count| ["--sample", count]));
     if choices.peers {
+        let option = sample.map(|count| format!(" --sample {count}")).unwrap_or_default();
         script.args(["--peers", "--markdown", "docs/conformance.md", "--command"]);
-        script.arg("cargo xtask onnx-backend --peers");
+        script.arg(format!("cargo xtask onnx-backend --peers{option}"));
     }
     call(&mut script)
 }
