@@ -29,6 +29,7 @@ pub struct Graph {
     outputs: Vec<ValueId>,
     extra: Bytes,
     dropped_edges: usize,
+    births: u64,
 }
 
 /// One use of an operator's result by another operator.
@@ -243,8 +244,8 @@ impl Graph {
     }
 
     /// All operators in file order: every operator after those it depends on and, among those that could come
-    /// next, the one with the lowest rank (then the lowest id). A file that was in a valid order keeps it, and a
-    /// new operator stands at the place that its rank names.
+    /// next, the one with the lowest rank (then the one that was added first). A file that was in a valid order keeps
+    /// it, and a new operator stands at the place that its rank names.
     ///
     /// # Errors
     /// An operator on a cycle. A built and rewritten graph has none.
@@ -257,7 +258,7 @@ impl Graph {
                 waiting[to.index()] += 1;
             }
         }
-        let key = |id: OpId| Reverse((self.op(id).rank, id));
+        let key = |id: OpId| Reverse(((self.op(id).rank, self.op(id).born), id));
         let mut ready: BinaryHeap<_> = self.ops().filter(|id| waiting[id.index()] == 0).map(key).collect();
         let mut order = Vec::with_capacity(self.ops.node_count());
         while let Some(Reverse((_, id))) = ready.pop() {
@@ -337,6 +338,8 @@ impl Graph {
     /// Adds an operator; its results must exist as values that nothing defines.
     pub(crate) fn insert_op(&mut self, mut op: Op) -> OpId {
         op.captures = captures_of(&op);
+        op.born = self.births;
+        self.births += 1;
         let id = OpId::new(self.ops.add_node(op));
         for (slot, value) in self.op(id).outputs.clone().into_iter().enumerate() {
             let Some(value) = value else { continue };
@@ -704,6 +707,7 @@ impl Op {
             rank: 0,
             extra: Bytes::new(),
             erased: false,
+            born: 0,
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Op {
     /// What else the file said about this operator; opaque here.
     pub extra: Bytes,
     pub(crate) erased: bool,
+    /// Number among all operators that were ever added to the graph; ids are given out again.
+    pub(crate) born: u64,
 }
 
 impl Op {

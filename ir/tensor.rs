@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -179,6 +180,50 @@ impl Tensor {
         Ok(Tensor::raw(self.dtype, self.dims.clone(), out))
     }
 
+    /// The part of the tensor with these indices on one axis. Along the outermost axis that is longer than 1, elements
+    /// stay where they are as far as the storage has ranges.
+    ///
+    /// # Errors
+    /// The data cannot be read, or are not there in whole bytes.
+    ///
+    /// # Panics
+    /// The tensor has no such axis, or the axis no such indices.
+    pub fn slice(&self, axis: usize, range: Range<u64>) -> Result<Tensor, TensorError> {
+        assert!(range.start <= range.end && range.end <= self.dims[axis]);
+        let width = match self.dtype.bits() {
+            Some(bits) if bits % 8 == 0 => u64::from(bits / 8),
+            _ => return Err(TensorError::Type(self.dtype)),
+        };
+        self.byte_len().ok_or(TensorError::Type(self.dtype))?;
+        let row = width * self.dims[axis + 1..].iter().product::<u64>();
+        let (start, len) = (range.start * row, (range.end - range.start) * row);
+        let mut dims = self.dims.clone();
+        dims[axis] = range.end - range.start;
+        let part = |storage| Tensor { dtype: self.dtype, dims: dims.clone(), storage, extra: Bytes::new() };
+        if self.dims[..axis].iter().all(|&dim| dim == 1) {
+            match &self.storage {
+                Storage::Raw(bytes) if bytes.len() as u64 == row * self.dims[axis] => {
+                    let (start, end) = (start as usize, (start + len) as usize);
+                    return Ok(part(Storage::Raw(bytes.slice(start..end))));
+                }
+                Storage::External(all) => {
+                    let offset = all.offset.checked_add(start).ok_or(TensorError::Type(self.dtype))?;
+                    return Ok(part(Storage::External(External {
+                        offset,
+                        length: Some(len),
+                        ..all.clone()
+                    })));
+                }
+                _ => {}
+            }
+        }
+        let bytes = self.bytes()?;
+        let rows = bytes.chunks((row * self.dims[axis]).max(1) as usize);
+        let data: Vec<u8> =
+            rows.flat_map(|rows| &rows[start as usize..(start + len) as usize]).copied().collect();
+        Ok(part(Storage::Raw(data.into())))
+    }
+
     /// The largest magnitude that elements of a floating-point type have; `None` for other types.
     pub fn largest(dtype: DType) -> Option<f64> {
         match dtype {
@@ -307,4 +352,56 @@ pub struct SparseTensor {
     pub indices: Box<Tensor>,
     /// What else the file said; opaque here.
     pub extra: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nowhere;
+
+    impl LoadExternal for Nowhere {
+        fn load(&self, _: &External) -> Result<Bytes, String> {
+            Err("nowhere".to_string())
+        }
+    }
+
+    fn numbers(dims: &[u64]) -> Tensor {
+        let count = dims.iter().product::<u64>();
+        let values: Vec<f64> = (0..count).map(|n| n as f64).collect();
+        Tensor::from_f64(DType::F32, dims.to_vec(), &values).unwrap()
+    }
+
+    #[test]
+    fn rows_are_shared_and_columns_are_copied() {
+        let tensor = numbers(&[1, 3, 2]);
+        let Storage::Raw(all) = &tensor.storage else { panic!() };
+        let rows = tensor.slice(1, 1..3).unwrap();
+        let Storage::Raw(own) = &rows.storage else { panic!() };
+        assert_eq!(own.as_ptr(), all[8..].as_ptr());
+        assert_eq!((rows.dims.clone(), rows.to_f64().unwrap()), (vec![1, 2, 2], vec![2.0, 3.0, 4.0, 5.0]));
+        let columns = tensor.slice(2, 1..2).unwrap();
+        assert_eq!((columns.dims.clone(), columns.to_f64().unwrap()), (vec![1, 3, 1], vec![1.0, 3.0, 5.0]));
+    }
+
+    #[test]
+    fn rows_in_another_file_stay_there() {
+        let storage = Storage::External(External {
+            location: "w".to_string(),
+            offset: 100,
+            length: None,
+            source: Arc::new(Nowhere),
+        });
+        let tensor = Tensor { storage, ..numbers(&[4, 2]) };
+        let rows = tensor.slice(0, 1..3).unwrap();
+        let Storage::External(range) = &rows.storage else { panic!() };
+        assert_eq!((range.offset, range.length), (108, Some(16)));
+        assert_eq!(tensor.slice(1, 0..1), Err(TensorError::External("nowhere".to_string())));
+    }
+
+    #[test]
+    fn elements_of_less_than_a_byte_cannot_be_cut() {
+        let packed = Tensor::raw(DType::U4, vec![4], vec![0, 0]);
+        assert_eq!(packed.slice(0, 1..3), Err(TensorError::Type(DType::U4)));
+    }
 }

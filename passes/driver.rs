@@ -68,6 +68,10 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     let orders = |p: &&dyn Pass| p.name() == schedule_for_memory::ScheduleForMemory.name();
     let early: Vec<&'static dyn Pass> = repeated.iter().copied().filter(|p| !(lowers && orders(p))).collect();
     driver.rest(&early, model)?;
+    for pass in of(Stage::Offering) {
+        driver.run(pass, model)?;
+    }
+    driver.rest(&early, model)?;
     let offers = Offers {
         offering: of(Stage::Offering).collect(),
         lowering: of(Stage::Lowering).collect(),

@@ -30,7 +30,8 @@ fn of(graph: &Graph, id: OpId) -> Option<u128> {
         }
         "ConvTranspose" => {
             let per_element = count(op.input(1))? / u128::from(*dims(op.input(1))?.first()?).max(1);
-            Some(2 * count(x)? * per_element + count(y)? * addends(&[2]))
+            // Of the products that meet in an element, one is not added to another.
+            Some((2 * count(x)? * per_element).saturating_sub(count(y)?) + count(y)? * addends(&[2]))
         }
         "MatMul" | "Gemm" => {
             let transposed = op.is("Gemm") && op.int("transA") == Some(1);

@@ -11,6 +11,7 @@ use dmopt_ir::{Graph, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
 
 mod accumulate_in_place;
 mod affine;
+mod channels;
 mod common_subexpressions;
 mod dedupe_initializers;
 mod driver;
@@ -30,6 +31,8 @@ mod raw_readers;
 mod requires;
 mod resolve_reshape;
 mod schedule_for_memory;
+mod split_concat;
+mod split_hidden;
 
 pub use driver::{FOLD_BUDGET, run};
 pub use fuse_scaled_sum::mixing_sites;
@@ -51,6 +54,8 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &fuse_scaled_sum::FuseScaledSum,
     &fuse_layer_affine::FuseLayerAffine,
     &fold_batch_norm::FoldBatchNorm,
+    &split_concat::SplitConcat,
+    &split_hidden::SplitHidden,
     &schedule_for_memory::ScheduleForMemory,
     &accumulate_in_place::AccumulateInPlace,
     &order_anchors::OrderAnchors,
@@ -81,7 +86,8 @@ pub trait Pass: Sync {
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>);
 
     /// What a pass of [`Stage::Offering`] could do: edits that pay only where they bring the peak of the whole graph down.
-    /// The driver takes those that do (`offers.rs`); such a pass does nothing in [`Pass::run`].
+    /// The driver takes those that do (`offers.rs`); in [`Pass::run`], such a pass does only what the caller asked for
+    /// whatever the peak.
     fn offers(&self, _graph: &Graph, _planning: &Planning) -> Vec<Offer> {
         Vec::new()
     }

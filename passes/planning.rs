@@ -55,6 +55,9 @@ pub struct Planning {
     pub sizes: Sizes,
     /// How ONNX Runtime is made to follow the order of the file.
     pub anchors: Anchors,
+    /// In how many slices what lies between two layers is computed (see `split-hidden`), everywhere; as the predicted
+    /// peak asks for where nobody says.
+    pub split_hidden: Option<u64>,
 }
 
 /// How ONNX Runtime, which does not follow the file, is made to run operators in the order that was found.

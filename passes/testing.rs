@@ -1,9 +1,9 @@
 //! How tests of passes are written: text in, text out.
 
 use dmopt_ir::text::{canonical, parse_model, print_graph};
-use dmopt_ir::{Model, verify_model};
+use dmopt_ir::{Model, Names, Rewriter, Safety, infer, verify_model};
 
-use crate::{Options, Outcome, Planning, Target, run};
+use crate::{Miss, Options, Outcome, Pass, Planning, Target, run};
 
 /// Runs one pass over a model in text form until it has nothing more to do.
 pub(crate) fn optimize(pass: &str, text: &str, options: Options<'_>) -> (Model, Outcome) {
@@ -13,6 +13,38 @@ pub(crate) fn optimize(pass: &str, text: &str, options: Options<'_>) -> (Model, 
     let options = Options { only: vec![pass.to_string()], verify: true, ..options };
     let outcome = run(&mut model, &options).unwrap_or_else(|error| panic!("{error}"));
     (model, outcome)
+}
+
+/// Takes the first offer of a pass, at this level.
+pub(crate) fn take(pass: &dyn Pass, text: &str, level: usize) -> Result<Model, Miss> {
+    let mut model = parse_model(text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+    infer::infer_graph(&mut model.graph);
+    let planning = Planning::default();
+    let offer = pass.offers(&model.graph, &planning).into_iter().next().ok_or(Miss::NoMatch)?;
+    let patch = pass.take(&model.graph, &planning, &offer, level)?;
+    let (mut names, mut fuel) = (Names::of(&model), None);
+    let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Approximates, &mut fuel);
+    rewriter.apply(patch).unwrap_or_else(|refusal| panic!("{text}\n{refusal}"));
+    rewriter.finish().unwrap_or_else(|_| panic!("{text}\na cycle"));
+    infer::infer_graph(&mut model.graph);
+    let violations = verify_model(&model);
+    assert!(violations.is_empty(), "{}\n{violations:?}", print_graph(&model.graph));
+    Ok(model)
+}
+
+/// Taking the first offer of a pass at this level turns `before` into `after`, up to renaming.
+pub(crate) fn takes(pass: &dyn Pass, before: &str, level: usize, after: &str) {
+    let model = take(pass, before, level).unwrap_or_else(|miss| panic!("{before}\n{miss:?}"));
+    let expected = parse_model(after).unwrap_or_else(|error| panic!("{after}\n{error}"));
+    assert_eq!(canonical(&model.graph), canonical(&expected.graph), "{}", print_graph(&model.graph));
+}
+
+/// Why the first offer of a pass is refused.
+pub(crate) fn refuses(pass: &dyn Pass, text: &str) -> String {
+    match take(pass, text, 0) {
+        Err(Miss::Refused(reason)) => reason,
+        other => panic!("{text}\n{other:?}"),
+    }
 }
 
 /// The pass turns `before` into `after`, up to renaming, and finds nothing to do in the result.

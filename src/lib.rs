@@ -91,6 +91,8 @@ pub struct Options<'a> {
     pub budget_bytes: Option<u64>,
     /// How much more arithmetic such rewrites may cost, as a factor; `None` means 1: none.
     pub max_flops_ratio: Option<f64>,
+    /// Into how many slices the channels between two layers are split, everywhere; as the peak asks for where nobody says.
+    pub split_hidden: Option<u64>,
     /// How ONNX Runtime is made to follow the order that was found.
     pub anchors: Anchors,
     /// Whether the result has to prove itself.
@@ -116,6 +118,7 @@ impl Options<'_> {
             target: self.target,
             budget_bytes: self.budget_bytes,
             max_flops_ratio: self.max_flops_ratio,
+            split_hidden: self.split_hidden,
             anchors,
             validate: self.validate,
             runtimes: self.runtimes.clone(),
@@ -262,6 +265,7 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
             target: options.target,
             sizes: options.sizes.clone(),
             anchors: options.anchors,
+            split_hidden: options.split_hidden,
         },
         ..passes::Options::default()
     };

@@ -18,5 +18,6 @@ mod properties;
 mod schedule;
 mod serving;
 mod shell;
+mod splits;
 mod timeline;
 mod validation;

@@ -62,6 +62,9 @@ pub struct Optimize {
     /// How much more arithmetic such rewrites may cost, as a factor
     #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = ratio)]
     max_flops_ratio: f64,
+    /// Compute what lies between two layers in this many slices of its channels, everywhere [default: as the peak asks for]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    split_hidden: Option<u64>,
     #[command(flatten)]
     sizes: SizeArgs,
     /// First seed of the random inputs
@@ -232,6 +235,7 @@ impl Optimize {
             target: self.target.into(),
             budget_bytes: self.budget_bytes,
             max_flops_ratio: Some(self.max_flops_ratio),
+            split_hidden: self.split_hidden,
             anchors: match self.order_anchors {
                 OrderAnchors::Auto => Anchors::Auto,
                 OrderAnchors::Never => Anchors::Never,

@@ -1,5 +1,5 @@
 //! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`, `cargo xtask network`,
-//! `cargo xtask layer`, `cargo xtask onnx-backend`,
+//! `cargo xtask layer`, `cargo xtask torchvision`, `cargo xtask onnx-backend`,
 //! `cargo xtask bench-peers`, `cargo xtask deny`, `cargo xtask kill`, `cargo xtask fuzz`.
 
 #![forbid(unsafe_code)]
@@ -9,6 +9,7 @@ mod fuzz;
 mod network;
 mod peers;
 mod test;
+mod torchvision;
 
 use std::path::{Path, PathBuf};
 
@@ -51,6 +52,8 @@ enum Command {
     },
     /// Feed a target in fuzz/ with mutated inputs
     Fuzz(fuzz::Choices),
+    /// Export networks of torchvision, and a U-Net, with random weights (PyTorch goes below target/: 5 GB)
+    Torchvision(torchvision::Choices),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -70,6 +73,7 @@ fn main() -> anyhow::Result<()> {
         Command::BenchPeers => peers::bench(),
         Command::Kill { times } => test::kill(times),
         Command::Fuzz(choices) => fuzz::run(&choices),
+        Command::Torchvision(choices) => torchvision::export(&choices),
     }
 }
 

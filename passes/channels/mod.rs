@@ -1,0 +1,22 @@
+//! Regions of a graph that treat each channel by itself, from what makes the channels to what sums over them.
+//!
+//! ```text
+//! sources          Concat(x_1, .., x_n) along the channels, or layers: Conv, ConvTranspose, Gemm, MatMul
+//! region           operators that take channel c to channel c: elementwise ones, with constants for each channel,
+//!                  normalizations by statistics of a channel, depthwise and grouped convolutions, pooling
+//! sinks            layers, which sum over the channels; Concat, which only passes them on
+//! ```
+//! With `P_k` the channels of part k, everything up to the sinks can be computed part by part:
+//! ```text
+//! rows of the source's weights      h_k = region(W[P_k, :] x + b[P_k])
+//! columns of the sink's weights     y   = sum_k V[:, P_k] h_k + c
+//! ```
+//! so that no more than one part of what lies between has to exist at a time, beside the sum. A residual that is added
+//! to `y` becomes the first summand, because it has to exist until then anyway.
+
+mod layer;
+mod parts;
+mod region;
+
+pub(crate) use layer::Layer;
+pub(crate) use region::{Region, Site, sites};

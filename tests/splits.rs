@@ -1,0 +1,246 @@
+//! Layers that are computed in parts, on random blocks: the same outputs in the embedded runtime, and exactly as many
+//! multiplications as before.
+
+use arbtest::arbitrary::{Result, Unstructured};
+use arbtest::arbtest;
+use bytes::Bytes;
+use dmopt_ir::text::{parse_model_filled, print_model};
+use dmopt_ir::{Graph, Model, Names, OpId, Rewriter, Safety, Storage, TensorType, infer, verify_model};
+use dmopt_passes::{Options, Pass, Planning, find};
+use dmopt_runtime::inputs::{Rng, random_tensor};
+use dmopt_runtime::{ModelFile, Status, Tolerance, validate};
+
+/// Milliseconds for each property.
+const BUDGET: u64 = 2_000;
+
+/// A block under construction: text, the initializers that it needs, and the value at its end.
+#[derive(Default)]
+struct Block {
+    weights: Vec<String>,
+    lines: Vec<String>,
+    last: String,
+}
+
+impl Block {
+    fn weight(&mut self, dims: &[u64]) -> String {
+        let name = format!("w{}", self.weights.len());
+        let dims: Vec<String> = dims.iter().map(u64::to_string).collect();
+        self.weights.push(format!("float[{}] {name}", dims.join(",")));
+        name
+    }
+
+    /// Positive numbers, one for each channel.
+    fn variance(&mut self, channels: u64) -> String {
+        let name = format!("var{}", self.weights.len());
+        self.weights.push(format!("float[{channels}] {name}"));
+        name
+    }
+
+    fn line(&mut self, call: String) -> String {
+        let name = format!("v{}", self.lines.len());
+        self.lines.push(format!("{name} = {call}"));
+        self.last.clone_from(&name);
+        name
+    }
+
+    /// A layer of a random kind from `x`; all keep height and width.
+    fn layer(&mut self, u: &mut Unstructured<'_>, x: &str, before: u64, after: u64) -> Result<String> {
+        let (kernel, attributes) = match u.arbitrary()? {
+            true => (1, ""),
+            false => (3, "<pads = [1, 1, 1, 1]>"),
+        };
+        let (op, dims) = match u.ratio(1, 4)? {
+            true => ("ConvTranspose", [before, after, kernel, kernel]),
+            false => ("Conv", [after, before, kernel, kernel]),
+        };
+        let weight = self.weight(&dims);
+        let bias = if u.arbitrary()? { format!(", {}", self.weight(&[after])) } else { String::new() };
+        Ok(self.line(format!("{op}{attributes}({x}, {weight}{bias})")))
+    }
+
+    /// An operator that treats each channel by itself.
+    fn channelwise(&mut self, u: &mut Unstructured<'_>, channels: u64) -> Result<()> {
+        let x = self.last.clone();
+        let call = match u.int_in_range(0..=8)? {
+            0 => format!("Relu({x})"),
+            1 => format!("Sigmoid({x})"),
+            2 => {
+                let s = self.line(format!("Sigmoid({x})"));
+                format!("Mul({x}, {s})")
+            }
+            3 => format!("Mul({}, {x})", self.weight(&[channels, 1, 1])),
+            4 => format!("Add({x}, {})", self.weight(&[1, channels, 1, 1])),
+            5 => {
+                let [gamma, beta, mean] = [(); 3].map(|()| self.weight(&[channels]));
+                format!("BatchNormalization({x}, {gamma}, {beta}, {mean}, {})", self.variance(channels))
+            }
+            6 => {
+                let groups = *u.choose(&divisors(channels))?;
+                if groups == 1 {
+                    format!("Tanh({x})")
+                } else {
+                    let weight = self.weight(&[channels, channels / groups, 3, 3]);
+                    format!("Conv<group = {groups}, pads = [1, 1, 1, 1]>({x}, {weight})")
+                }
+            }
+            7 => format!("MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>({x})"),
+            _ => format!("AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>({x})"),
+        };
+        self.line(call);
+        Ok(())
+    }
+
+    fn chain(&mut self, u: &mut Unstructured<'_>, channels: u64) -> Result<()> {
+        (0..u.int_in_range(0..=3)?).try_for_each(|_| self.channelwise(u, channels))
+    }
+
+    /// The graph from `x` with `inputs` channels to `y` with `outputs`, the last line named `y`.
+    fn model(mut self, inputs: u64, outputs: &[(String, u64)]) -> String {
+        let ports: Vec<String> = outputs.iter().map(|(y, c)| format!("float[2,{c},5,6] {y}")).collect();
+        let weights = std::mem::take(&mut self.weights).join(", ");
+        format!(
+            "f (float[2,{inputs},5,6] x) => ({}) <{weights}> {{ {} }}",
+            ports.join(", "),
+            self.lines.join("\n")
+        )
+    }
+}
+
+fn divisors(n: u64) -> Vec<u64> {
+    (1..=n).filter(|d| n.is_multiple_of(*d)).collect()
+}
+
+/// Two layers with hidden channels between, with or without a residual.
+fn hidden(u: &mut Unstructured<'_>) -> Result<String> {
+    let (inputs, channels) = (u.int_in_range(1..=4)?, u.int_in_range(2..=16)?);
+    let residual = u.arbitrary()?;
+    let outputs = if residual { inputs } else { u.int_in_range(1..=4)? };
+    let mut block = Block::default();
+    block.layer(u, "x", inputs, channels)?;
+    block.chain(u, channels)?;
+    let x = block.last.clone();
+    let mut y = block.layer(u, &x, channels, outputs)?;
+    if residual {
+        y = block.line(format!("Add({y}, x)"));
+    }
+    Ok(block.model(inputs, &[(y, outputs)]))
+}
+
+/// Parts that are concatenated, and one or two layers that read them.
+fn concat(u: &mut Unstructured<'_>) -> Result<String> {
+    let inputs = u.int_in_range(1..=4)?;
+    let (mut block, mut parts, mut channels) = (Block::default(), Vec::new(), 0);
+    for _ in 0..u.int_in_range(2..=5)? {
+        let own = u.int_in_range(1..=4)?;
+        parts.push(block.layer(u, "x", inputs, own)?);
+        channels += own;
+    }
+    let all = block.line(format!("Concat<axis = 1>({})", parts.join(", ")));
+    let mut outputs = Vec::new();
+    for _ in 0..u.int_in_range(1..=2)? {
+        block.last.clone_from(&all);
+        block.chain(u, channels)?;
+        let x = block.last.clone();
+        let own = u.int_in_range(1..=4)?;
+        outputs.push((block.layer(u, &x, channels, own)?, own));
+    }
+    Ok(block.model(inputs, &outputs))
+}
+
+fn model(text: &str) -> Model {
+    let mut model = parse_model_filled(text, &mut seeded).unwrap_or_else(|error| panic!("{text}\n{error}"));
+    infer::infer_graph(&mut model.graph);
+    model
+}
+
+fn seeded(name: &str, ty: &TensorType) -> Storage {
+    let seed = name.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+    let dims = ty.dims().unwrap();
+    let tensor = random_tensor(&mut Rng::new(seed), ty.dtype, &dims).unwrap();
+    if !name.starts_with("var") {
+        return tensor.storage;
+    }
+    let positive: Vec<f64> = tensor.to_f64().unwrap().iter().map(|x| x.abs() + 0.5).collect();
+    dmopt_ir::Tensor::from_f64(ty.dtype, dims, &positive).unwrap().storage
+}
+
+/// Multiplications of all layers.
+fn products(graph: &Graph) -> u64 {
+    let of = |id: OpId| {
+        let op = graph.op(id);
+        let elements = |value: Option<_>| graph.tensor_type(value?)?.elements();
+        let rows = graph.tensor_type(op.input(1)?)?.dims()?[0];
+        let per_element = elements(op.input(1))? / rows;
+        match op.op_type.as_str() {
+            "Conv" => Some(elements(op.output(0))? * per_element),
+            "ConvTranspose" => Some(elements(op.input(0))? * per_element),
+            _ => None,
+        }
+    };
+    graph.ops().filter_map(of).sum()
+}
+
+fn file(model: &Model) -> ModelFile {
+    let proto = dmopt_onnx::export(model, &Default::default()).unwrap();
+    let bytes: Vec<u8> = dmopt_onnx::encode(&proto).iter().flat_map(|part| part.to_vec()).collect();
+    ModelFile { bytes: Bytes::from(bytes), folder: None }
+}
+
+/// The graph is sound, multiplies as often, has as many bytes of weights, and computes the same.
+fn same(before: &Model, after: &Model) {
+    let text = || format!("from\n{}\nto\n{}", print_model(before), print_model(after));
+    let violations = verify_model(after);
+    assert!(violations.is_empty(), "{violations:?}\n{}", text());
+    assert_eq!(products(&after.graph), products(&before.graph), "{}", text());
+    let tolerance = Tolerance::for_class(Safety::Reassociates, dmopt_ir::DType::F32, before.graph.op_count());
+    let options = dmopt_runtime::Options { tolerance, ..Default::default() };
+    let verdict = validate(&file(before), &file(after), &options).unwrap();
+    assert_eq!(verdict.status, Status::Passed, "{:?}\n{}", verdict.reason, text());
+}
+
+#[test]
+fn slices_of_hidden_channels_add_up() {
+    arbtest(|u| {
+        let (before, count) = (model(&hidden(u)?), u.int_in_range(2..=6)?);
+        let mut after = before.clone();
+        let planning = Planning { split_hidden: Some(count), ..Planning::default() };
+        let options =
+            Options { only: vec!["split-hidden".into()], verify: true, planning, ..Options::default() };
+        dmopt_passes::run(&mut after, &options).unwrap_or_else(|error| panic!("{error}"));
+        same(&before, &after);
+        let text = print_model(&after);
+        dmopt_passes::run(&mut after, &options).unwrap();
+        assert_eq!(print_model(&after), text, "a second run found more to do");
+        Ok(())
+    })
+    .budget_ms(BUDGET);
+}
+
+/// Takes the first offer of a pass at a level, if it is not refused.
+fn take(pass: &dyn Pass, model: &mut Model, level: usize) -> bool {
+    let planning = Planning::default();
+    let Some(offer) = pass.offers(&model.graph, &planning).into_iter().next() else { return false };
+    let Ok(patch) = pass.take(&model.graph, &planning, &offer, level % offer.levels) else { return false };
+    let (mut names, mut fuel) = (Names::of(model), None);
+    let mut rewriter = Rewriter::new(&mut model.graph, &mut names, pass.safety(), &mut fuel);
+    rewriter.apply(patch).unwrap();
+    rewriter.finish().unwrap();
+    infer::infer_graph(&mut model.graph);
+    true
+}
+
+#[test]
+fn parts_of_a_concat_add_up() {
+    let (pass, mut taken) = (find("split-concat").unwrap(), 0);
+    arbtest(|u| {
+        let (before, level) = (model(&concat(u)?), u.int_in_range(0..=2)?);
+        let mut after = before.clone();
+        if take(pass, &mut after, level) {
+            taken += 1;
+            same(&before, &after);
+        }
+        Ok(())
+    })
+    .budget_ms(BUDGET);
+    assert!(taken > 0);
+}
