@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 /// Packages and their versions.
-const REQUIREMENTS: &str = "scripts/requirements.txt";
+pub(crate) const REQUIREMENTS: &str = "scripts/requirements.txt";
 
 /// A second version of ONNX Runtime, the oldest line that dmopt uses: what is measured differs between versions.
 const OLD_ONNX_RUNTIME: &str = "onnxruntime==1.24.4";
@@ -109,7 +109,7 @@ fn install_old(python: &Path, folder: &Path) -> anyhow::Result<()> {
 }
 
 /// The shared library within a virtual environment.
-fn onnx_runtime(venv: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn onnx_runtime(venv: &Path) -> anyhow::Result<PathBuf> {
     for python in list(&venv.join("lib"))? {
         if let Ok(library) = library_of(&python.join("site-packages")) {
             return Ok(library);

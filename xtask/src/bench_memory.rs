@@ -1,0 +1,258 @@
+//! The table of `docs/results.md`: peak memory of original and result in stock ONNX Runtime, measured.
+//!
+//! Each network is optimized for each target and each kind of session, and compared with its original by `dmopt validate`.
+//! Nothing is taken from a prediction: every figure is what an allocator registered with ONNX Runtime counted.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use crate::network::{Choices, LayerChoices};
+use crate::{network, test, torchvision};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Bench {
+    /// Only networks with this in their name
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Inputs per comparison
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    seeds: u32,
+    /// Timed runs of each file; 0 leaves the latency out
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    runs: u32,
+    /// The program to measure [default: a release build]
+    #[arg(long, value_name = "PATH")]
+    dmopt: Option<PathBuf>,
+    /// Where the table goes
+    #[arg(long, value_name = "FILE.md", default_value = "docs/results.md")]
+    output: PathBuf,
+}
+
+/// A network of the table.
+struct Network {
+    name: &'static str,
+    source: Source,
+}
+
+/// Where a network comes from.
+enum Source {
+    /// `cargo xtask network` with these arguments.
+    Mixing(&'static [&'static str]),
+    /// `cargo xtask layer`.
+    Layer,
+    /// `cargo xtask torchvision`.
+    Torchvision(&'static str),
+}
+
+const NETWORKS: &[Network] = &[
+    Network { name: "direct_mixing_conv, 2 streams", source: Source::Mixing(&["--streams", "2"]) },
+    Network {
+        name: "direct_mixing_conv, 2 streams, stacked",
+        source: Source::Mixing(&["--streams", "2", "--form", "f3"]),
+    },
+    Network { name: "direct_mixing_conv, 4 streams", source: Source::Mixing(&["--streams", "4"]) },
+    Network { name: "direct_mixing_bn, 2 streams", source: Source::Mixing(&["--kind", "direct_mixing_bn"]) },
+    Network { name: "li_net3, 2 streams", source: Source::Mixing(&["--kind", "li_net3"]) },
+    Network { name: "li_net3_soma, 2 streams", source: Source::Mixing(&["--kind", "li_net3_soma"]) },
+    Network { name: "one layer, batch 32, 128 channels, 52x68, 2 streams", source: Source::Layer },
+    Network { name: "MobileNetV2, batch 16", source: Source::Torchvision("mobilenet_v2") },
+    Network { name: "U-Net, base width 32, 256x256", source: Source::Torchvision("unet") },
+    Network { name: "DenseNet-121", source: Source::Torchvision("densenet121") },
+    Network { name: "ResNet-50", source: Source::Torchvision("resnet50") },
+];
+
+const TARGETS: [&str; 2] = ["portable", "ort-cpu"];
+const SESSIONS: [&str; 2] = ["default", "tuned"];
+
+/// One result against its original.
+struct Compared {
+    /// Peak of the original in this session, in bytes.
+    before: u64,
+    /// Peak of the result in this session, in bytes.
+    after: u64,
+    /// Largest relative difference of outputs.
+    max_rel: f64,
+    /// Median time of the result by that of the original.
+    latency: Option<f64>,
+}
+
+/// Measures and writes the table.
+pub fn run(bench: &Bench) -> anyhow::Result<()> {
+    let target = test::target_folder();
+    let program = match &bench.dmopt {
+        Some(program) => program.clone(),
+        None => {
+            let build = ["build", "--release", "--locked", "--no-default-features", "--features", "ort"];
+            test::call(Command::new(env!("CARGO")).args(build))?;
+            target.join("release/dmopt")
+        }
+    };
+    let venv = target.join("venv");
+    test::make_venv(&venv, test::REQUIREMENTS)?;
+    let tool = Tool { program, library: test::onnx_runtime(&venv)? };
+    let folder = target.join("bench-memory");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let mut rows = Vec::new();
+    for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
+        let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
+        let mut cells = Vec::new();
+        for session in SESSIONS {
+            for target in TARGETS {
+                let compared = tool.compare(&original, target, session, bench)?;
+                println!(
+                    "{}: {target}, {session} session: {} -> {} bytes, max rel {:.1e}, latency {:.2?}",
+                    network.name, compared.before, compared.after, compared.max_rel, compared.latency
+                );
+                cells.push(compared);
+            }
+        }
+        rows.push((network.name, cells));
+    }
+    ensure!(!rows.is_empty(), "no network has '{}' in its name", bench.only);
+    std::fs::write(&bench.output, table(&rows, bench))
+        .with_context(|| format!("cannot write {}", bench.output.display()))
+}
+
+impl Network {
+    fn build(&self, folder: &Path) -> anyhow::Result<PathBuf> {
+        #[derive(clap::Parser)]
+        struct Line<A: Args> {
+            #[command(flatten)]
+            choices: A,
+        }
+        let name: String = self.name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        let file = folder.join(format!("{name}.onnx"));
+        let path = file.to_str().context("the path is no text")?;
+        match self.source {
+            Source::Mixing(arguments) => {
+                let line = [&["network", path], arguments].concat();
+                network::write(&<Line<Choices> as clap::Parser>::try_parse_from(line)?.choices)?;
+            }
+            Source::Layer => {
+                let line = <Line<LayerChoices> as clap::Parser>::try_parse_from(["layer", path])?;
+                network::write_layer(&line.choices)?;
+            }
+            Source::Torchvision(name) => {
+                let there = || {
+                    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+                    let mut files = files.map(|entry| entry.path());
+                    files.find(|path| {
+                        let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                        file.starts_with(name) && file.ends_with("_dynamo.onnx")
+                    })
+                };
+                if there().is_none() {
+                    let folder = folder.to_str().context("the path is no text")?;
+                    let line = ["torchvision", folder, "--only", name, "--exporter", "dynamo"];
+                    torchvision::export(
+                        &<Line<torchvision::Choices> as clap::Parser>::try_parse_from(line)?.choices,
+                    )?;
+                }
+                return there().context("the exporter wrote no such file");
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// The command line that users have.
+struct Tool {
+    program: PathBuf,
+    library: PathBuf,
+}
+
+impl Tool {
+    fn command(&self, arguments: &[&str], session: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).args(["--session", session, "--ort-lib"]).arg(&self.library);
+        command
+    }
+
+    fn compare(
+        &self,
+        original: &Path,
+        target: &str,
+        session: &str,
+        bench: &Bench,
+    ) -> anyhow::Result<Compared> {
+        let result = original.with_extension(format!("{target}.{session}.onnx"));
+        let (before, after) = (original.to_str().context("no text")?, result.to_str().context("no text")?);
+        let optimize = ["optimize", before, after, "--target", target, "--validate-with", "ort", "--quiet"];
+        test::call(&mut self.command(&optimize, session))?;
+        let (seeds, runs) = (bench.seeds.to_string(), bench.runs.to_string());
+        let validate =
+            ["validate", before, after, "--outputs-only", "--json", "--seeds", &seeds, "--runs", &runs];
+        let found = self.command(&validate, session).output().context("cannot run dmopt")?;
+        if !found.status.success() {
+            bail!("{after}: {}", String::from_utf8_lossy(&found.stderr).trim());
+        }
+        let found: Value = serde_json::from_slice(&found.stdout).context("no JSON")?;
+        let bytes =
+            |side: &str| found["memory"][side]["peak_bytes"].as_u64().context("memory was not measured");
+        Ok(Compared {
+            before: bytes("reference")?,
+            after: bytes("candidate")?,
+            max_rel: found["outputs"]["max_rel"].as_f64().context("outputs were not compared")?,
+            latency: found["latency"]["ratio"].as_f64(),
+        })
+    }
+}
+
+fn table(rows: &[(&str, Vec<Compared>)], bench: &Bench) -> String {
+    let mut text = format!(
+        "# Results
+
+Peak memory of activations in stock ONNX Runtime on the processor, to the byte as an allocator of ours that is registered
+with it counts (`docs/validation.md`): the larger of the first run and the later ones. In brackets, the share of what
+the original needs in a **default** session. *default* is what everybody gets who sets nothing, *tuned* the low-memory
+session of `dmopt session`. The networks are 208x272 with a batch of 4, or 224x224 with a batch of 4, unless a row says
+otherwise; weights are random. Every network is optimized for each target and each session:
+
+```sh
+cargo xtask bench-memory --seeds {} --runs {}
+```
+
+| network | original, default | original, tuned | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned |
+|---|---|---|---|---|---|---|
+",
+        bench.seeds, bench.runs
+    );
+    for (name, cells) in rows {
+        let [default, _, tuned, _] = &cells[..] else { continue };
+        let _ = write!(text, "| {name} | {} | {} |", megabytes(default.before), megabytes(tuned.before));
+        for cell in cells {
+            let share = cell.after as f64 / default.before.max(1) as f64;
+            let _ = write!(text, " {} ({share:.2}) |", megabytes(cell.after));
+        }
+        text.push('\n');
+    }
+    let _ = write!(
+        text,
+        "
+Largest relative difference of any output element, and the median time of the result by that of the original, both files
+in one process by turns (times depend on what else the machine does):
+
+| network | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned |
+|---|---|---|---|---|
+"
+    );
+    for (name, cells) in rows {
+        let _ = write!(text, "| {name} |");
+        for cell in cells {
+            let time = cell.latency.map_or("not timed".to_string(), |ratio| format!("{ratio:.2}"));
+            let _ = write!(text, " {:.1e}, {time} |", cell.max_rel);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
