@@ -6,8 +6,7 @@
 //! [`Kernels`] says what single operators do with memory, for both, and [`steer`] makes that runtime follow an order.
 //!
 //! Finding an order is a problem of its own, and needs no graph: [`Scheduling`] makes a [`Problem`] of one, [`heuristics`]
-//! are orders that cost nothing, [`bound`] is what no order can avoid, [`search()`] looks for the best, and [`polish()`]
-//! goes on from there with a runtime's own plan.
+//! are orders that cost nothing, [`bound`] is what no order can avoid, and [`search()`] looks for the best.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +18,6 @@ mod kernels;
 mod laws;
 pub mod liveness;
 pub mod ort;
-mod polish;
 pub mod problem;
 mod scheduling;
 pub mod search;
@@ -28,7 +26,6 @@ pub mod steer;
 
 pub use kernels::{Kernels, same_size};
 pub use liveness::{Peak, Unknown, file_order};
-pub use polish::{Weight, polish};
 pub use problem::Problem;
 pub use scheduling::Scheduling;
 pub use search::{Found, Limits, search};

@@ -38,7 +38,7 @@
 //! ```
 
 use dmopt_ir::{OpId, Patch, Rewriter, Safety};
-use dmopt_memory::{Limits, Scheduling, Unknown, Weight, polish, search};
+use dmopt_memory::{Limits, Scheduling, Unknown, search};
 
 use crate::log::Schedule;
 use crate::planning::Sized;
@@ -102,7 +102,7 @@ struct Best {
 fn best(sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
     let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
     let found = search(scheduling.problem(), &LIMITS);
-    let better = scheduling.order(&polished(sized, &scheduling, found.order, found.lower_bound_bytes));
+    let better = scheduling.order(&found.order);
     let (before, after) = (sized.peaks_in(order)?, sized.peaks_in(&better)?);
     let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
     let schedule = Schedule {
@@ -115,27 +115,6 @@ fn best(sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
         states: found.states,
     };
     Ok(Best { order: is_better.then_some(better), schedule })
-}
-
-/// Operators that polishing an order may plan.
-const WORK: usize = 300_000;
-
-/// The order that was found, and what the runtime's own plan shows to be better still.
-fn polished(sized: &Sized<'_>, scheduling: &Scheduling, found: Vec<usize>, lower_bound: u64) -> Vec<usize> {
-    let mut plans = WORK / found.len().max(1);
-    let mut weigh = |order: &[usize]| {
-        plans = plans.checked_sub(1)?;
-        let timeline = sized.timeline_in(&scheduling.order(order)).ok()?;
-        let peak = timeline.peak_bytes;
-        if peak <= lower_bound {
-            plans = 0;
-        }
-        let first = timeline.steps.get(timeline.peak_step)?.op;
-        let steps = timeline.steps.iter().filter(|step| step.total_bytes() == peak).count();
-        let at = order.iter().position(|&v| scheduling.ops()[v] == first)?;
-        Some(Weight { peak_bytes: peak, steps, at })
-    };
-    polish(scheduling.problem(), found, &mut weigh)
 }
 
 #[cfg(test)]
