@@ -174,7 +174,8 @@ def main() -> int:
 
 dmopt and other optimizers on models of real sizes, a cold process each. Written by
 
-```
+```sh
+# not run by the tests: takes long, and a network
 {arguments.command}
 ```
 

@@ -409,7 +409,8 @@ def document(arguments: argparse.Namespace, results: list, counts: collections.C
 
 {extent} through dmopt, with all passes, and through other optimizers. Written by
 
-```
+```sh
+# not run by the tests: takes long, and a network
 {arguments.command}
 ```
 
