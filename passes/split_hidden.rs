@@ -103,6 +103,9 @@ pub struct SplitHidden;
 /// Slices at each level.
 const COUNTS: [u64; 5] = [2, 4, 8, 16, 32];
 
+/// Layers in the place of those that read the hidden channels: slices of slices would soon be too small to be fast.
+const MOST_LAYERS: u64 = 32;
+
 /// Slices have at least so many channels, unless the caller says how many there are.
 const LEAST: u64 = 4;
 
@@ -166,7 +169,7 @@ fn found(graph: &Graph) -> Vec<Site<'_>> {
 }
 
 fn levels(region: &Region<'_>) -> usize {
-    let most = region.most_parts().min(region.channels / LEAST);
+    let most = region.most_parts().min(region.channels / LEAST).min(MOST_LAYERS / region.sinks.len() as u64);
     COUNTS.iter().filter(|&&count| count <= most).count()
 }
 
@@ -185,7 +188,7 @@ fn slices(region: &Region<'_>, count: u64) -> Result<Vec<Range<u64>>, Miss> {
 mod tests {
     use super::SplitHidden;
     use crate::testing::{optimize, refusals, refuses, take, takes};
-    use crate::{Miss, Options, Planning};
+    use crate::{Miss, Options, Pass, Planning};
 
     #[test]
     fn a_block_is_computed_in_slices_that_are_added_to_its_residual() {
@@ -243,6 +246,25 @@ mod tests {
         let model = model.unwrap();
         let count = |op_type| model.graph.ops().filter(|&op| model.graph.op(op).is(op_type)).count();
         assert_eq!((count("Conv"), count("Relu"), count("Add")), (6, 2, 2));
+    }
+
+    #[test]
+    fn many_layers_that_read_the_hidden_channels_are_not_multiplied() {
+        let levels = |readers: u64| {
+            let numbers = (1..=64).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+            let of = |text: fn(u64) -> String| (0..readers).map(text).collect::<Vec<_>>();
+            let outputs = of(|n| format!("float[1,1,3] y{n}")).join(", ");
+            let weights =
+                of(|n| format!("float[1,64,1] w{n} = {{NUMBERS}}")).join(", ").replace("NUMBERS", &numbers);
+            let lines = of(|n| format!("y{n} = Conv(h, w{n})")).join(" ");
+            let text = format!(
+                "f (float[1,1,3] x) => ({outputs}) <float[64,1,1] e = {{{numbers}}}, {weights}> {{ h = Conv(x, e) {lines} }}"
+            );
+            let mut model = dmopt_ir::text::parse_model(&text).unwrap();
+            dmopt_ir::infer::infer_graph(&mut model.graph);
+            SplitHidden.offers(&model.graph, &Planning::default()).first().map(|offer| offer.levels)
+        };
+        assert_eq!([1, 2, 16, 17].map(levels), [Some(4), Some(4), Some(1), None]);
     }
 
     /// `count` slices of a block with 10 hidden channels, in groups of 2.
