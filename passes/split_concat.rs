@@ -337,4 +337,16 @@ mod tests {
             t = Concat<axis = 1>(a, b)  y = Conv(t, w) }";
         assert_eq!(take(&SplitConcat, half, 0).err(), Some(Miss::NoMatch));
     }
+
+    #[test]
+    fn operators_get_names_that_no_other_has() {
+        let text = "f (float[1,1,2] a, float[1,1,2] b) => (float[1,1,2] y) <float[1,2,1] w = {1, 2}> {
+            [n] t = Concat<axis = 1>(a, b)  [n_0] r = Relu(t)  [n_sum_1] s = Sigmoid(r)  [n_1] y = Conv(s, w) }";
+        let model = take(&SplitConcat, text, 0).unwrap();
+        let mut names: Vec<&str> = model.graph.ops().map(|op| model.graph.op(op).name.as_str()).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!((names.len(), before), (before, 7));
+    }
 }

@@ -1,6 +1,6 @@
 //! Computing a region part by part.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use dmopt_ir::{Dim, Graph, NewOp, OpId, Operand, Patch, Position, Safety, Tensor, Type, ValueId};
@@ -56,8 +56,16 @@ impl Region<'_> {
         let mut patch = Patch::new(Safety::Reassociates);
         let mut sums: Vec<Option<Operand>> = vec![None; self.sinks.len()];
         let mut pieces: Vec<HashMap<ValueId, Operand>> = Vec::with_capacity(parts.len());
+        let mut names: HashSet<String> = self.graph.ops().map(|op| self.graph.op(op).name.clone()).collect();
         for (number, range) in parts.iter().enumerate() {
-            let mut part = Part { region: self, range, number, patch: &mut patch, values: HashMap::new() };
+            let mut part = Part {
+                region: self,
+                range,
+                number,
+                patch: &mut patch,
+                names: &mut names,
+                values: HashMap::new(),
+            };
             for (sink, sum) in self.sinks.iter().zip(&mut sums) {
                 match sink.layer {
                     Some(layer) => *sum = Some(part.add(sink, layer, *sum)?),
@@ -109,6 +117,8 @@ struct Part<'a, 'g> {
     range: &'a Range<u64>,
     number: usize,
     patch: &'a mut Patch,
+    /// Names of operators: ONNX Runtime loads no model in which two have the same.
+    names: &'a mut HashSet<String>,
     /// What is computed already.
     values: HashMap<ValueId, Operand>,
 }
@@ -270,11 +280,16 @@ impl Part<'_, '_> {
     }
 
     /// Names an operator after one of the region, if that has a name.
-    fn name_after(&self, like: OpId, what: &str, new: NewOp) -> NewOp {
-        match self.region.graph.op(like).name.as_str() {
-            "" => new,
-            name => new.named(format!("{name}_{what}{}", self.number)),
+    fn name_after(&mut self, like: OpId, what: &str, new: NewOp) -> NewOp {
+        let name = self.region.graph.op(like).name.as_str();
+        if name.is_empty() {
+            return new;
         }
+        let mut name = format!("{name}_{what}{}", self.number);
+        while !self.names.insert(name.clone()) {
+            name += "_";
+        }
+        new.named(name)
     }
 
     fn emit(&mut self, new: NewOp, name: &str) -> Operand {
