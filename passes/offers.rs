@@ -31,7 +31,7 @@ const WORTHWHILE: u64 = 256;
 const NEAR_PEAK: u64 = 63;
 
 /// Operators that all trials together may go through.
-const WORK: usize = 400_000;
+const WORK: usize = 60_000;
 
 /// The passes that take part, and what they may do.
 pub(crate) struct Offers<'a> {

@@ -68,7 +68,7 @@ impl Pass for ScheduleForMemory {
         let graph = rewriter.graph();
         let order = order_of(graph);
         let [first, _, ..] = order[..] else { return };
-        match best(&context.planning.sized(graph), &order) {
+        match best(&context.planning.sized(graph), &order, &LIMITS) {
             Err(unknown) => context.log.refuse(format!("graph '{}'", graph.name()), unknown.to_string()),
             Ok(Best { order, schedule }) => {
                 let name = graph.name().to_string();
@@ -85,12 +85,15 @@ impl Pass for ScheduleForMemory {
 /// What a search may cost: less than a second, mostly far less.
 const LIMITS: Limits = Limits { states: 100_000, steps: 20_000_000 };
 
+/// The same for one of many trials.
+const TRIAL: Limits = Limits { states: 1_000, steps: 400_000 };
+
 /// An order that needs less than this one, if one is found.
 ///
 /// # Errors
 /// A size is not known.
 pub(crate) fn better_order(sized: &Sized<'_>, order: &[OpId]) -> Result<Option<Vec<OpId>>, Unknown> {
-    best(sized, order).map(|best| best.order)
+    best(sized, order, &TRIAL).map(|best| best.order)
 }
 
 /// An order that needs less than that of the file, if there is one, and what is known about it.
@@ -99,9 +102,9 @@ struct Best {
     schedule: Schedule,
 }
 
-fn best(sized: &Sized<'_>, order: &[OpId]) -> Result<Best, Unknown> {
+fn best(sized: &Sized<'_>, order: &[OpId], limits: &Limits) -> Result<Best, Unknown> {
     let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
-    let found = search(scheduling.problem(), &LIMITS);
+    let found = search(scheduling.problem(), limits);
     let better = scheduling.order(&found.order);
     let (before, after) = (sized.peaks_in(order)?, sized.peaks_in(&better)?);
     let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
