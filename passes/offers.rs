@@ -30,8 +30,8 @@ const WORTHWHILE: u64 = 256;
 /// Steps that need this share of the peak, in parts of 64, are looked at together with it.
 const NEAR_PEAK: u64 = 63;
 
-/// Operators that all trials together may go through.
-const WORK: usize = 60_000;
+/// What all trials together may cost, in pairs of operators: a trial looks for each of its offers in the whole graph.
+const WORK: usize = 30_000_000;
 
 /// The passes that take part, and what they may do.
 pub(crate) struct Offers<'a> {
@@ -78,7 +78,7 @@ impl Offers<'_> {
         }
         let Some(mut best) = self.attempt(graph, names, &nothing) else { return nothing };
         let allowed = self.options.max_flops_ratio.unwrap_or(1.0) * best.flops as f64;
-        let mut trials = WORK / graph.op_count().max(1);
+        let mut trials = WORK / graph.op_count().max(1).pow(2);
         let mut useless: BTreeMap<Key, String> = BTreeMap::new();
         let mut attempt = |taken: &Taken| {
             trials = trials.checked_sub(1)?;
