@@ -31,7 +31,7 @@ const WORTHWHILE: u64 = 256;
 const NEAR_PEAK: u64 = 63;
 
 /// What all trials together may cost, in pairs of operators: a trial looks for each of its offers in the whole graph.
-const WORK: usize = 30_000_000;
+const WORK: usize = 8_000_000;
 
 /// The passes that take part, and what they may do.
 pub(crate) struct Offers<'a> {
