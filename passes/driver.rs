@@ -1,6 +1,6 @@
 //! Runs the passes over a model, stage by stage, and keeps count.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use dmopt_ir::{
     Boundary, Def, Graph, Invariant, Model, Names, Rewriter, Safety, Violation, infer, verify_model,
@@ -158,19 +158,11 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Takes the offers that were chosen: what one makes possible for an earlier pass is found in a second round.
+    /// Takes the offers that were chosen.
     fn take(&mut self, offers: &Offers<'_>, taken: &Taken, model: &mut Model) -> Result<(), Error> {
-        let mut done = BTreeSet::new();
-        while done.len() < taken.len() && self.fuel != Some(0) {
-            let before = done.len();
-            for pass in &offers.offering {
-                self.edit(*pass, model, &mut |rewriter, _| offers.run(*pass, taken, &mut done, rewriter))?;
-            }
-            if done.len() == before {
-                break;
-            }
-        }
-        Ok(())
+        offers.each(taken, |pass, done| {
+            self.edit(pass, model, &mut |rewriter, _| offers.run(pass, taken, done, rewriter))
+        })
     }
 
     /// Runs one pass over a model, unless it has seen the model as it is.

@@ -130,6 +130,8 @@ pub struct Offer {
     pub relieves: Vec<ValueId>,
     /// How far the edit can go: `take` knows levels from 0, the mildest, up to this, left out.
     pub levels: usize,
+    /// Why it cannot be taken, where that is known before it is tried: told of, where it would matter.
+    pub refused: Option<Miss>,
 }
 
 /// What a pass may use beside the graph.

@@ -53,8 +53,18 @@ struct Trial {
     flops: u128,
     /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
-    /// Why an offer that is in `taken` came to nothing.
+    /// Why an offer that is in `taken`, or would be in `next`, comes to nothing.
     refused: BTreeMap<Key, String>,
+}
+
+/// An offer that is not taken.
+struct Open {
+    key: Key,
+    /// Names of what it relieves.
+    relieves: Vec<String>,
+    levels: usize,
+    /// Why it cannot be.
+    obstacle: Option<String>,
 }
 
 impl Trial {
@@ -80,6 +90,7 @@ impl Offers<'_> {
         let allowed = self.options.max_flops_ratio.unwrap_or(1.0) * best.flops as f64;
         let mut trials = WORK / graph.op_count().max(1).pow(2);
         let mut useless: BTreeMap<Key, String> = BTreeMap::new();
+        let mut refused = best.refused.clone();
         let mut attempt = |taken: &Taken| {
             trials = trials.checked_sub(1)?;
             self.attempt(graph, names, taken)
@@ -107,10 +118,9 @@ impl Offers<'_> {
                     useless.insert(key.clone(), reason);
                 }
             }
-            match found {
-                Some(trial) => best = trial,
-                None => break,
-            }
+            let Some(trial) = found else { break };
+            best = trial;
+            refused.extend(best.refused.clone());
         }
         // Backwards: what was needed first is needed most.
         for key in best.taken.clone().keys().rev() {
@@ -122,7 +132,7 @@ impl Offers<'_> {
                 best = trial;
             }
         }
-        useless.extend(best.refused);
+        useless.extend(refused);
         for ((pass, result), reason) in useless {
             if !best.taken.contains_key(&(pass, result.clone())) {
                 logs.entry(pass).or_default().refuse(format!("'{result}'"), reason);
@@ -138,21 +148,16 @@ impl Offers<'_> {
         let allow = self.options.allow.unwrap_or(Safety::Approximates);
         let mut made = HashMap::new();
         let mut refused = BTreeMap::new();
-        let mut done = BTreeSet::new();
-        loop {
-            let before = done.len();
-            for pass in &self.offering {
-                let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
-                let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
-                self.take(*pass, taken, &mut done, &mut rewriter, &mut made, &mut note);
-                rewriter.finish().ok()?;
-                infer::infer_graph(&mut graph);
-            }
-            if done.len() == before {
-                break;
-            }
-        }
-        let offers = self.open(&graph, taken);
+        let taking: Result<(), ()> = self.each(taken, |pass, done| {
+            let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
+            let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
+            self.take(pass, taken, done, &mut rewriter, &mut made, &mut note);
+            rewriter.finish().map_err(drop)?;
+            infer::infer_graph(&mut graph);
+            Ok(())
+        });
+        taking.ok()?;
+        let open = self.open(&graph, taken);
         let mut log = Log::default();
         for pass in &self.lowering {
             let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
@@ -176,10 +181,15 @@ impl Offers<'_> {
         }
         let peaks = sized.peaks_in(&order).ok()?;
         let hot = hot(&sized.timeline_in(&order).ok()?, &graph);
-        let reached =
-            offers.into_iter().filter(|(_, relieves, _)| relieves.iter().any(|name| hot.contains(name)));
-        let mut next: BTreeMap<Key, Range<usize>> =
-            reached.map(|(key, _, levels)| (key, 0..levels)).collect();
+        let mut next: BTreeMap<Key, Range<usize>> = BTreeMap::new();
+        for Open { key, relieves, levels, obstacle } in open {
+            if relieves.iter().any(|name| hot.contains(name)) {
+                match obstacle {
+                    Some(reason) => _ = refused.insert(key, reason),
+                    None => _ = next.insert(key, 0..levels),
+                }
+            }
+        }
         for (name, (key, levels)) in &made {
             if hot.contains(name) && *name != key.1 && taken[key] + 1 < *levels {
                 next.insert(key.clone(), taken[key] + 1..*levels);
@@ -188,15 +198,37 @@ impl Offers<'_> {
         Some(Trial { taken: taken.clone(), peaks, flops: flops(sized.graph()), next, refused })
     }
 
-    /// Offers that are not taken: what each relieves, by name, and its levels.
-    fn open(&self, graph: &Graph, taken: &Taken) -> Vec<(Key, Vec<String>, usize)> {
+    /// Lets each pass take what is in `taken`, and again while that makes more possible. `take` adds to what is done.
+    pub fn each<E>(
+        &self,
+        taken: &Taken,
+        mut take: impl FnMut(&'static dyn Pass, &mut BTreeSet<Key>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut done = BTreeSet::new();
+        while done.len() < taken.len() {
+            let before = done.len();
+            self.offering.iter().try_for_each(|pass| take(*pass, &mut done))?;
+            if done.len() == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers that are not taken.
+    fn open(&self, graph: &Graph, taken: &Taken) -> Vec<Open> {
         let mut open = Vec::new();
         for pass in &self.offering {
             for offer in pass.offers(graph, &self.options.planning) {
                 let Some(key) = key_of(*pass, graph, &offer) else { continue };
+                let obstacle = match offer.refused {
+                    None => None,
+                    Some(Miss::Refused(reason)) => Some(reason),
+                    Some(Miss::NoMatch | Miss::NoEffect) => continue,
+                };
                 if !taken.contains_key(&key) {
                     let relieves = offer.relieves.iter().map(|&v| graph.value(v).name.clone()).collect();
-                    open.push((key, relieves, offer.levels));
+                    open.push(Open { key, relieves, levels: offer.levels, obstacle });
                 }
             }
         }
@@ -215,6 +247,9 @@ impl Offers<'_> {
         refused: &mut dyn FnMut(&Key, String),
     ) {
         let planning = &self.options.planning;
+        if taken.keys().all(|key| key.0 != pass.name() || done.contains(key)) {
+            return;
+        }
         for offer in pass.offers(rewriter.graph(), planning) {
             let graph = rewriter.graph();
             let Some(key) = graph.is_live(offer.op).then(|| key_of(pass, graph, &offer)).flatten() else {
@@ -331,7 +366,7 @@ mod tests {
             let sums = order_of(graph).into_iter().filter(|&op| graph.op(op).is("Sum"));
             let offer = |op: OpId| {
                 let operands: Vec<ValueId> = graph.op(op).operands().collect();
-                Offer { op, levels: operands.len() - 1, relieves: operands }
+                Offer { op, levels: operands.len() - 1, relieves: operands, refused: None }
             };
             sums.map(offer).collect()
         }

@@ -70,7 +70,7 @@ use std::ops::Range;
 
 use dmopt_ir::{Graph, Op, OpId, Patch, Rewriter, Safety};
 
-use crate::channels::{Region, Site, sites};
+use crate::channels::{self, Region, Site, sites};
 use crate::{Context, Miss, Offer, Pass, Planning, Stage};
 
 /// See the header of this file.
@@ -96,24 +96,16 @@ impl Pass for SplitConcat {
     fn run(&self, _rewriter: &mut Rewriter<'_>, _context: &mut Context<'_>) {}
 
     fn offers(&self, graph: &Graph, _planning: &Planning) -> Vec<Offer> {
-        let offer = |site: Site<'_>| {
-            let (relieves, levels) = match &site.region {
-                Ok(region) => (region.values.clone(), levels(region)),
-                Err(_) => (graph.op(site.op).results().collect(), 1),
-            };
-            Offer { op: site.op, relieves, levels }
-        };
-        found(graph).into_iter().map(offer).collect()
+        channels::offers(graph, found(graph), levels)
     }
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
-        let site = found(graph).into_iter().find(|site| site.op == offer.op).ok_or(Miss::NoMatch)?;
-        let region = site.region?;
+        let region = channels::region_of(found(graph), offer)?;
         region.in_parts(&parts(&region, level)?)
     }
 }
 
-fn found(graph: &Graph) -> Vec<Site<'_>> {
+fn found(graph: &Graph) -> impl Iterator<Item = Site<'_>> {
     sites(graph, |op: &Op, _: OpId| op.is("Concat"))
 }
 

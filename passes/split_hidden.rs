@@ -94,7 +94,7 @@ use std::ops::Range;
 
 use dmopt_ir::{Graph, Op, OpId, Patch, Rewriter, Safety};
 
-use crate::channels::{Layer, Region, Site, sites};
+use crate::channels::{self, Layer, Region, Site, sites};
 use crate::{Context, Miss, Offer, Pass, Planning, Stage};
 
 /// See the header of this file.
@@ -131,7 +131,7 @@ impl Pass for SplitHidden {
         let mut tried = Vec::new();
         loop {
             let graph = rewriter.graph();
-            let next = found(graph).into_iter().find(|site| !tried.contains(&site.op));
+            let next = found(graph).find(|site| !tried.contains(&site.op));
             let Some(Site { op, region }) = next else { return };
             tried.push(op);
             let proposal = region.and_then(|region| region.in_parts(&slices(&region, count)?));
@@ -143,29 +143,22 @@ impl Pass for SplitHidden {
         if planning.split_hidden.is_some() {
             return Vec::new();
         }
-        let offer = |site: Site<'_>| {
-            let (relieves, levels) = match &site.region {
-                Ok(region) => (region.values.clone(), levels(region)),
-                Err(_) => (graph.op(site.op).results().collect(), 1),
-            };
-            (levels > 0).then_some(Offer { op: site.op, relieves, levels })
-        };
-        found(graph).into_iter().filter_map(offer).collect()
+        channels::offers(graph, found(graph), levels)
     }
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
-        let site = found(graph).into_iter().find(|site| site.op == offer.op).ok_or(Miss::NoMatch)?;
-        let region = site.region?;
+        let region = channels::region_of(found(graph), offer)?;
         let count = COUNTS.get(level).ok_or(Miss::NoMatch)?;
         region.in_parts(&slices(&region, *count)?)
     }
 }
 
 /// Sites whose channels all come from layers, and are not slices of others.
-fn found(graph: &Graph) -> Vec<Site<'_>> {
-    let mut found = sites(graph, |_: &Op, id: OpId| Layer::of(graph, id).is_some());
-    found.retain(|site| site.region.as_ref().map_or(true, |region| region.is_hidden() && !region.is_slice()));
-    found
+fn found(graph: &Graph) -> impl Iterator<Item = Site<'_>> {
+    let is_hidden = |site: &Site<'_>| {
+        site.region.as_ref().map_or(true, |region| region.is_hidden() && !region.is_slice())
+    };
+    sites(graph, |_: &Op, id: OpId| Layer::of(graph, id).is_some()).filter(is_hidden)
 }
 
 fn levels(region: &Region<'_>) -> usize {

@@ -18,5 +18,39 @@ mod layer;
 mod parts;
 mod region;
 
+use dmopt_ir::Graph;
+
+use crate::{Miss, Offer};
+
 pub(crate) use layer::Layer;
 pub(crate) use region::{Region, Site, sites};
+
+/// The offers to compute sites part by part, at as many levels as a region has; none where it has none.
+pub(crate) fn offers<'g>(
+    graph: &Graph,
+    sites: impl Iterator<Item = Site<'g>>,
+    levels: fn(&Region<'_>) -> usize,
+) -> Vec<Offer> {
+    let offer = |site: Site<'_>| match site.region {
+        Ok(region) => {
+            let levels = levels(&region);
+            (levels > 0).then_some(Offer { op: site.op, relieves: region.values, levels, refused: None })
+        }
+        Err(miss) => {
+            let relieves = graph.op(site.op).results().collect();
+            Some(Offer { op: site.op, relieves, levels: 1, refused: Some(miss) })
+        }
+    };
+    sites.filter_map(offer).collect()
+}
+
+/// The region that an offer is about.
+///
+/// # Errors
+/// It is gone, or why it cannot be computed in parts.
+pub(crate) fn region_of<'g>(
+    mut sites: impl Iterator<Item = Site<'g>>,
+    offer: &Offer,
+) -> Result<Region<'g>, Miss> {
+    sites.find(|site| site.op == offer.op).ok_or(Miss::NoMatch)?.region
+}

@@ -65,27 +65,27 @@ pub(crate) struct Site<'g> {
     pub region: Result<Region<'g>, Miss>,
 }
 
-/// All regions that start at operators of this kind and end in a layer, in file order.
-pub(crate) fn sites<'g>(graph: &'g Graph, is_start: impl Fn(&Op, OpId) -> bool) -> Vec<Site<'g>> {
-    let (mut sites, mut covered, mut claimed) = (Vec::new(), HashSet::new(), HashSet::new());
-    for start in order_of(graph) {
+/// All regions that start at operators of this kind and end in a layer, in file order; found as they are asked for.
+pub(crate) fn sites<'g>(
+    graph: &'g Graph,
+    is_start: impl Fn(&Op, OpId) -> bool,
+) -> impl Iterator<Item = Site<'g>> {
+    let (mut covered, mut claimed) = (HashSet::new(), HashSet::new());
+    order_of(graph).into_iter().filter_map(move |start| {
         if !is_start(graph.op(start), start) || covered.contains(&start) {
-            continue;
+            return None;
         }
         match Region::around(graph, start) {
             Ok(mut region) => {
                 region.take_residuals(&mut claimed);
                 covered.extend(region.sources.iter().map(|source| source.op));
                 let first = region.sinks.iter().find(|sink| sink.layer.is_some());
-                sites.extend(first.map(Sink::last).map(|op| Site { op, region: Ok(region) }));
+                first.map(Sink::last).map(|op| Site { op, region: Ok(region) })
             }
-            Err(Miss::Refused(reason)) => {
-                sites.push(Site { op: start, region: Err(Miss::Refused(reason)) });
-            }
-            Err(_) => {}
+            Err(Miss::Refused(reason)) => Some(Site { op: start, region: Err(Miss::Refused(reason)) }),
+            Err(_) => None,
         }
-    }
-    sites
+    })
 }
 
 impl<'g> Region<'g> {
@@ -112,7 +112,13 @@ impl<'g> Region<'g> {
             sinks: Vec::new(),
             values: Vec::new(),
         };
-        let mut growth = Growth { region, pending: Vec::new(), outside: Vec::new(), obstacle: None };
+        let mut growth = Growth {
+            region,
+            wanted: HashSet::new(),
+            pending: Vec::new(),
+            outside: Vec::new(),
+            obstacle: None,
+        };
         growth.want(value);
         while let Some(value) = growth.pending.pop() {
             let made = growth.made_by(value);
@@ -280,6 +286,8 @@ fn layer_before(graph: &Graph, value: ValueId) -> Option<OpId> {
 /// A region that is being found.
 struct Growth<'g> {
     region: Region<'g>,
+    /// The values of the region.
+    wanted: HashSet<ValueId>,
     pending: Vec<ValueId>,
     /// Computed values that all parts read as a whole.
     outside: Vec<ValueId>,
@@ -290,7 +298,7 @@ struct Growth<'g> {
 impl<'g> Growth<'g> {
     /// Notes that a value has to be had part by part.
     fn want(&mut self, value: ValueId) {
-        if !self.region.values.contains(&value) {
+        if self.wanted.insert(value) {
             self.region.values.push(value);
             self.pending.push(value);
         }
