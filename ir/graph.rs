@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -129,11 +129,14 @@ impl Graph {
         }
     }
 
-    /// True if an operator, also one of a body, is of this operator set.
-    pub(crate) fn uses_domain(&self, domain: &str) -> bool {
-        self.ops()
-            .map(|id| self.op(id))
-            .any(|op| op.domain == domain || op.bodies().any(|b| b.uses_domain(domain)))
+    /// The operator sets of the operators, bodies included.
+    pub(crate) fn domains(&self) -> BTreeSet<&str> {
+        let mut found = BTreeSet::new();
+        for op in self.ops().map(|id| self.op(id)) {
+            found.insert(if op.is_standard() { "" } else { op.domain.as_str() });
+            op.bodies().for_each(|body| found.extend(body.domains()));
+        }
+        found
     }
 
     /// What else the file said about this graph; opaque here.

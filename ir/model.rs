@@ -38,7 +38,7 @@ impl Model {
 
     /// Takes the import of an operator set away again, if the main graph and its bodies have no operator of it.
     pub fn drop_import(&mut self, domain: &str) {
-        if !self.graph.uses_domain(domain) {
+        if !self.graph.domains().contains(domain) {
             Arc::make_mut(&mut self.opsets).remove(domain);
             self.graph.set_opsets(&self.opsets);
         }

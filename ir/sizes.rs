@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Def, Dim, Graph, TensorType, Type, infer};
+use crate::{Def, Dim, Graph, TensorType, Type, ValueId, infer};
 
 /// Sizes for what a model leaves open.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -27,8 +27,8 @@ impl Graph {
                 ty.shape = Some(shape.iter().map(|&size| Dim::Known(size)).collect());
             }
             for (axis, dim) in ty.shape.iter_mut().flatten().enumerate() {
-                if let (Dim::Unknown, Some(&size)) =
-                    (&*dim, sizes.dims.get(&format!("{}.{axis}", value.name)))
+                if *dim == Dim::Unknown
+                    && let Some(&size) = sizes.dims.get(&format!("{}.{axis}", value.name))
                 {
                     *dim = Dim::Known(size);
                 }
@@ -61,22 +61,24 @@ impl Graph {
     pub fn open_dims(&self) -> (BTreeSet<String>, BTreeSet<String>) {
         let (mut of_inputs, mut inside) = (BTreeSet::new(), BTreeSet::new());
         for id in self.values() {
-            let value = self.value(id);
-            let shape = self.tensor_type(id).and_then(|ty| ty.shape.as_ref());
-            for (axis, dim) in shape.into_iter().flatten().enumerate() {
-                let name = match dim {
-                    Dim::Symbol(name) if !name.starts_with('{') => name.to_string(),
-                    Dim::Unknown => format!("{}.{axis}", value.name),
-                    _ => continue,
-                };
-                match value.def {
-                    Def::Input { .. } => of_inputs.insert(name),
-                    _ => inside.insert(name),
-                };
+            let names = self.open_dims_of(id).map(|(_, name)| name);
+            match self.value(id).def {
+                Def::Input { .. } => of_inputs.extend(names),
+                _ => inside.extend(names),
             }
         }
         inside.retain(|name| !of_inputs.contains(name));
         (of_inputs, inside)
+    }
+
+    /// The open dimensions of a value: axis, and the name by which [`Sizes`] knows them.
+    pub fn open_dims_of(&self, id: ValueId) -> impl Iterator<Item = (usize, String)> {
+        let shape = self.tensor_type(id).and_then(|ty| ty.shape.as_ref());
+        shape.into_iter().flatten().enumerate().filter_map(move |(axis, dim)| match dim {
+            Dim::Symbol(name) if !name.starts_with('{') => Some((axis, name.to_string())),
+            Dim::Unknown => Some((axis, format!("{}.{axis}", self.value(id).name))),
+            _ => None,
+        })
     }
 
     fn put_in(&mut self, dims: &BTreeMap<String, u64>) {

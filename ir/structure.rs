@@ -14,7 +14,7 @@
 //! of it. Two operators that compute the same thing have one digest; which of the two a reader reads shows in their
 //! numbers of readers alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
@@ -198,14 +198,13 @@ pub fn model_digest(model: &Model) -> Digest {
     feed.digest(Structure::of(&model.graph).whole);
     let functions: BTreeMap<_, _> =
         model.functions.iter().map(|f| ((&f.domain, &f.name, &f.overload), f)).collect();
-    let mut domains = BTreeSet::new();
-    used_domains(&model.graph, &mut domains);
+    let mut domains = model.graph.domains();
     for ((domain, name, overload), function) in functions {
         let inside = Structure::within(&function.graph, None, false);
         feed.text(domain).text(name).text(overload).digest(inside.whole);
         inside.attributes(&mut feed, &function.defaults);
         function.attributes.iter().for_each(|name| _ = feed.text(name));
-        used_domains(&function.graph, &mut domains);
+        domains.extend(function.graph.domains());
     }
     for domain in domains {
         feed.text(domain).number(model.graph.opset(domain) as u64);
@@ -228,13 +227,6 @@ pub fn attribute_digest(attribute: &Attribute) -> Digest {
         }
     };
     feed.finish()
-}
-
-fn used_domains<'g>(graph: &'g Graph, found: &mut BTreeSet<&'g str>) {
-    for op in graph.ops().map(|id| graph.op(id)) {
-        found.insert(if op.is_standard() { "" } else { &op.domain });
-        op.bodies().for_each(|body| used_domains(body, found));
-    }
 }
 
 /// What goes into a digest, each part after its length, so that no two sequences of parts are one sequence of bytes.

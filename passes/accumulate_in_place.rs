@@ -68,7 +68,7 @@ use dmopt_ir::{
 };
 
 use crate::affine::{Affine, elementwise};
-use crate::linear::{Array, scaled_weight};
+use crate::linear::{Array, MAX_WEIGHT, scaled_weight};
 use crate::{Context, Miss, Pass, Rule, Stage, Target};
 
 /// See the header of this file.
@@ -111,9 +111,6 @@ impl Rule for AccumulateInPlace {
 
 /// Longer chains are not searched for their first step.
 const LONGEST: usize = 256;
-
-/// Weights larger than this are not rewritten.
-const MAX_WEIGHT: u64 = 256 << 20;
 
 /// A step of a sum: what a convolution that nothing else reads adds to it.
 struct Step {

@@ -13,10 +13,7 @@
 use dmopt_ir::{DType, Graph, NewOp, Op, OpId, Operand, Patch, Tensor, ValueId};
 
 use crate::Miss;
-use crate::linear::{Array, scaled_weight};
-
-/// Weights larger than this are not rewritten.
-const MAX_WEIGHT: u64 = 256 << 20;
+use crate::linear::{Array, MAX_WEIGHT, scaled_weight};
 
 /// `y = scale * x + shift`, one of each for every channel.
 #[derive(Clone, PartialEq, Debug)]

@@ -48,7 +48,7 @@ use std::collections::HashSet;
 
 use dmopt_ir::{DType, Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, TensorType, ValueId};
 
-use crate::linear::{Array, Combination, Expr, Factor, Finder, Form, Term};
+use crate::linear::{Array, Combination, Expr, Factor, Finder, Form, MAX_WEIGHT, Term};
 use crate::{Context, Miss, Pass, Site, order_of};
 
 /// See the header of this file.
@@ -159,10 +159,13 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
         let parts: Vec<Site> = combination.parts.iter().map(|p| site(p.value, p.width, p.form)).collect();
         let sites = if parts.is_empty() { Vec::from_iter(whole) } else { parts };
         let late = |mut ops: crate::linear::Placement| {
+            if order_follows {
+                return Step::Leave;
+            }
             let prepared = combination.terms.iter().flat_map(|t| preparation(graph, t));
             ops.ops.splice(0..0, prepared);
             match ops.late(graph, &order, &position, &members) {
-                late if late.is_empty() || order_follows => Step::Leave,
+                late if late.is_empty() => Step::Leave,
                 late => Step::Hoist(late),
             }
         };
@@ -179,13 +182,16 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
             let stands = |expr: &Expr| graph.op(root).output(0).and_then(|v| expr.find(graph, v, false));
             let is_chain =
                 || chain(graph, root, &combination, false).is_ok_and(|found| stands(&found.expr).is_some());
-            match replacement(graph, root, &combination) {
-                _ if order_follows && is_chain() => Step::Leave,
-                Ok(Replacement { expr, .. }) => match stands(&expr) {
-                    Some(ops) => late(ops),
-                    None => Step::Rewrite,
-                },
-                Err(reason) => Step::Refuse(reason),
+            if order_follows && is_chain() {
+                Step::Leave
+            } else {
+                match replacement(graph, root, &combination) {
+                    Ok(Replacement { expr, .. }) => match stands(&expr) {
+                        Some(ops) => late(ops),
+                        None => Step::Rewrite,
+                    },
+                    Err(reason) => Step::Refuse(reason),
+                }
             }
         };
         Plan { root, sites, step }
@@ -493,7 +499,7 @@ fn into_conv(graph: &Graph, terms: &[Term], at: usize, bias: Option<&Array>) -> 
         Expr::Value(w)
     } else {
         let Def::Initializer(tensor) = &graph.value(w).def else { return None };
-        if graph.readers(w) != 1 || tensor.byte_len()? > MAX_KERNEL {
+        if graph.readers(w) != 1 || tensor.byte_len()? > MAX_WEIGHT {
             return None;
         }
         Expr::Rows { of: w, by: scales.clone() }
@@ -520,9 +526,6 @@ fn into_conv(graph: &Graph, terms: &[Term], at: usize, bias: Option<&Array>) -> 
     }
     Some(Expr::Like { op, args })
 }
-
-/// Kernels larger than this are not rewritten.
-const MAX_KERNEL: u64 = 256 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -275,6 +275,13 @@ pub struct Outcome {
     pub out_of_fuel: bool,
 }
 
+impl Outcome {
+    /// The order of the main graph, where its figures are for sizes that are known.
+    pub fn main_schedule(&self) -> Option<&Schedule> {
+        self.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes)
+    }
+}
+
 /// Why the pipeline gave up; the model must not be written then.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dmopt_ir::{Dim, Graph, OpId, Sizes};
+use dmopt_ir::{Graph, OpId, Sizes};
 use dmopt_memory::ort::{self, Order, Settings, Timeline, execution_order};
 use dmopt_memory::{Kernels, Unknown};
 
@@ -164,13 +164,7 @@ impl Sized<'_> {
 fn symbols(graph: &Graph) -> BTreeMap<String, bool> {
     let mut symbols = BTreeMap::new();
     for value in graph.values().filter(|&v| graph.producer(v).is_none()) {
-        let shape = graph.tensor_type(value).and_then(|ty| ty.shape.as_ref());
-        for (axis, dim) in shape.into_iter().flatten().enumerate() {
-            let name = match dim {
-                Dim::Symbol(name) if !name.starts_with('{') => name.to_string(),
-                Dim::Unknown => format!("{}.{axis}", graph.value(value).name),
-                _ => continue,
-            };
+        for (axis, name) in graph.open_dims_of(value) {
             *symbols.entry(name).or_insert(false) |= axis == 0;
         }
     }

@@ -46,7 +46,7 @@ const MAX_BYTES: usize = 1 << 30;
 const AS_PREDICTED: u64 = 50;
 
 /// The passes that decide about order.
-const ORDER: [&str; 2] = ["schedule-for-memory", "order-anchors"];
+pub(crate) const ORDER: [&str; 2] = ["schedule-for-memory", "order-anchors"];
 
 /// Says what a model needs, in bytes; `None` where that is not known.
 pub(crate) type Scale<'a> = &'a dyn Fn(&Model) -> Option<u64>;
@@ -69,38 +69,37 @@ pub(crate) fn lightest(
     };
     let (moved, rewritten) = (edited(true), edited(false));
     // Who asks for certain passes, or for a part of what they do, gets that.
-    let asked = !options.passes.is_empty() || options.stop_after.is_some();
-    if !moved && (!rewritten || asked) || options.stop_after.is_some() {
+    let asked = !options.passes.is_empty();
+    if options.stop_after.is_some() || !moved && (!rewritten || asked) {
         return Ok(first);
     }
-    let main = first.outcome.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes);
-    let promised = main.map_or(0, |schedule| schedule.after_bytes);
-    let (Some(bytes), Some(before)) = (weigh(&first.model), weigh(original)) else { return Ok(first) };
+    let promised = first.outcome.main_schedule().map_or(0, |schedule| schedule.after_bytes);
+    let Some(bytes) = weigh(&first.model) else { return Ok(first) };
+    let Some(before) = weigh(original) else { return Ok(first) };
     let mut measured = vec![Arrangement { operators: "in the order found".to_string(), bytes }];
     let mut best = first;
     let mut least = bytes;
     let all: Vec<&str> = PIPELINE.iter().map(|pass| pass.name()).collect();
     let others: Vec<&str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();
-    let mut ways: Vec<(&str, &[&str], Anchors)> = Vec::new();
-    let standard = "of standard types alone, in the order found";
+    let Options { anchors, target, .. } = *options;
+    let mut ways: Vec<(&str, &[&str], Anchors, Target)> = Vec::new();
     if moved && bytes.saturating_sub(promised) > promised / AS_PREDICTED {
-        ways.push(("as they came", &ORDER, options.anchors));
-        if options.anchors != Anchors::Never {
-            ways.push(("numbered for onnxruntime", &[], Anchors::Never));
+        ways.push(("as they came", &ORDER, anchors, target));
+        if anchors != Anchors::Never {
+            ways.push(("numbered for onnxruntime", &[], Anchors::Never, target));
         }
-        if options.target == Target::OrtCpu && !asked {
-            ways.push((standard, &[], options.anchors));
+        if target == Target::OrtCpu && !asked {
+            ways.push(("of standard types alone, in the order found", &[], anchors, Target::Portable));
         }
     }
     if bytes > before && !asked {
-        ways.push(("as in the original, but in the order found", &others, options.anchors));
-        ways.push(("as in the original", &all, options.anchors));
+        ways.push(("as in the original, but in the order found", &others, anchors, target));
+        ways.push(("as in the original", &all, anchors, target));
     }
-    for (name, skipped, anchors) in ways {
+    for (name, skipped, anchors, target) in ways {
         let mut skip = options.skip.clone();
         skip.extend(skipped.iter().map(|name| name.to_string()));
         let mut model = original.clone();
-        let target = if name == standard { Target::Portable } else { options.target };
         let outcome = rewrite(&mut model, source, &Options { target, ..options.with(anchors, skip) })?;
         let Some(bytes) = weigh(&model) else { continue };
         measured.push(Arrangement { operators: name.to_string(), bytes });

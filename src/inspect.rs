@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use dmopt_ir::Sizes;
 use serde::{Deserialize, Serialize};
 
+use crate::choose::ORDER;
 use crate::facts::each_graph;
 use crate::report::{MixingSite, OpenSizes};
 use crate::{Error, Facts, Options, Source, ir, memory, rewrite};
@@ -71,7 +72,7 @@ pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
     let open = OpenSizes::of(&model.graph, sizes)
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
     // The sites are those that the passes find in a copy that goes nowhere, whatever its order.
-    let skip = ["schedule-for-memory", "order-anchors"].map(String::from).to_vec();
+    let skip = ORDER.map(String::from).to_vec();
     let outcome = rewrite(&mut model.clone(), source, &Options { skip, ..Options::default() })?;
 
     let graph = &model.graph;

@@ -67,7 +67,7 @@ pub use tolerance::depth;
 pub use validation::validate;
 
 /// What to do to a model, and how far to trust it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Options<'a> {
     /// Only these passes, by name; empty means all.
     pub passes: Vec<String>,
@@ -105,25 +105,8 @@ pub struct Options<'a> {
 
 impl Options<'_> {
     /// The same with other choices about order, and nobody told.
-    fn with(&self, anchors: Anchors, skip: Vec<String>) -> Options<'static> {
-        Options {
-            passes: self.passes.clone(),
-            skip,
-            own: self.own.clone(),
-            exact: self.exact,
-            stop_after: self.stop_after,
-            verify: self.verify,
-            sizes: self.sizes.clone(),
-            seed: self.seed,
-            target: self.target,
-            budget_bytes: self.budget_bytes,
-            max_flops_ratio: self.max_flops_ratio,
-            split_hidden: self.split_hidden,
-            anchors,
-            validate: self.validate,
-            runtimes: self.runtimes.clone(),
-            progress: None,
-        }
+    fn with(&self, anchors: Anchors, skip: Vec<String>) -> Self {
+        Options { anchors, skip, progress: None, ..self.clone() }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use dmopt_ir::{DType, Dim, Graph, Model, Sizes};
+use dmopt_ir::{DType, Graph, Model, Sizes};
 use dmopt_passes::Outcome;
 use dmopt_runtime::inputs::{Pins, assignments};
 use dmopt_runtime::{Interface, Port};
@@ -306,6 +306,29 @@ impl Report {
     }
 }
 
+impl Report {
+    /// The order of the main graph, where its figures are for sizes that are known.
+    pub fn main_schedule(&self) -> Option<&Schedule> {
+        self.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes)
+    }
+
+    /// Each runtime's verdict, or the one reason why there is none.
+    pub fn verdicts(&self) -> &[Validation] {
+        if self.validations.is_empty() { std::slice::from_ref(&self.validation) } else { &self.validations }
+    }
+}
+
+impl MixingSite {
+    /// What became of it, in words.
+    pub fn fate(&self) -> String {
+        match (self.rewritten, &self.reason) {
+            (true, _) => "rewritten".to_string(),
+            (false, Some(reason)) => format!("left alone: {reason}"),
+            (false, None) => "an accumulation already".to_string(),
+        }
+    }
+}
+
 impl From<&dmopt_passes::PassReport> for Pass {
     fn from(pass: &dmopt_passes::PassReport) -> Pass {
         let refused = |r: &dmopt_passes::Refused| Refused { node: r.node.clone(), reason: r.reason.clone() };
@@ -414,13 +437,7 @@ pub(crate) fn pins(graph: &Graph, given: &Sizes) -> Pins {
 fn dim_of(graph: &Graph, unknown: &memory::Unknown) -> Option<String> {
     let memory::Unknown::Sizes(names) = unknown else { return None };
     let value = graph.values().find(|&v| Some(&graph.value(v).name) == names.first())?;
-    let shape = graph.tensor_type(value)?.shape.as_ref()?;
-    let open = |(axis, dim): (usize, &Dim)| match dim {
-        Dim::Symbol(name) if !name.starts_with('{') => Some(name.to_string()),
-        Dim::Unknown => Some(format!("{}.{axis}", graph.value(value).name)),
-        _ => None,
-    };
-    shape.iter().enumerate().find_map(open)
+    graph.open_dims_of(value).next().map(|(_, name)| name)
 }
 
 /// The open dimensions of a model's inputs, and what the caller says about them.
@@ -458,11 +475,6 @@ impl OpenSizes {
         Ok(OpenSizes { given: given.clone(), fixed, open, first })
     }
 
-    /// The sizes that a first run is made with, for all that is open.
-    pub(crate) fn first_run(&self) -> &BTreeMap<String, u64> {
-        &self.first
-    }
-
     /// With the sizes that the caller fixes, else those of the first validation run.
     fn predict(
         &self,
@@ -481,6 +493,20 @@ impl OpenSizes {
             after_bytes: after.ok(),
             sizes: dims.unwrap_or_default(),
         }
+    }
+
+    /// The sizes that a first run is made with, and those of values inside that the caller gives.
+    pub(crate) fn first_sizes(&self) -> Sizes {
+        self.sizes(Some(&self.first))
+    }
+
+    /// The peak of a first run with these kernels, in bytes; `None` where it is not known.
+    pub(crate) fn first_peak(&self, graph: &Graph, kernels: memory::Kernels) -> Option<u64> {
+        if computes_in_half(graph) {
+            return None;
+        }
+        let settings = memory::ort::Settings { sizes: self.first_sizes(), kernels, ..Default::default() };
+        memory::ort::plan(graph, &settings).ok().map(|plan| plan.first_run.peak_bytes)
     }
 
     /// The peak of one run in ONNX Runtime, in bytes, with the sizes that the caller fixes, or these.

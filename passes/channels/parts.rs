@@ -8,9 +8,7 @@ use dmopt_ir::{Dim, Graph, NewOp, OpId, Operand, Patch, Position, Safety, Tensor
 use super::layer::{Layer, weights};
 use super::region::{Channelwise, Region, Role, Sink, concat_axis};
 use crate::Miss;
-
-/// Weights larger than this are not taken apart where that means to copy them.
-const MAX_COPY: u64 = 256 << 20;
+use crate::linear::MAX_WEIGHT;
 
 impl Region<'_> {
     /// The operands of a Concat, with those of Concats of Concats in their place.
@@ -258,7 +256,7 @@ impl Part<'_, '_> {
             return Err(Miss::Refused(format!("'{name}' is not one number for each channel")));
         }
         let copies = constant.dims[..axis].iter().any(|&dim| dim != 1) || !constant.is_resident();
-        if copies && constant.byte_len().is_none_or(|bytes| bytes > MAX_COPY) {
+        if copies && constant.byte_len().is_none_or(|bytes| bytes > MAX_WEIGHT) {
             return Err(Miss::Refused(format!("the weights '{name}' are too large")));
         }
         let part: Result<Tensor, _> = constant.slice(axis, self.range.clone());

@@ -6,6 +6,7 @@ use std::ops::Range;
 use dmopt_ir::{Dim, Graph, Op, OpId, Slot, Use, ValueId};
 
 use super::layer::{Layer, weights};
+use crate::linear::axis;
 use crate::{Miss, order_of};
 
 /// Regions of more operators than this are left alone: whatever is so far apart has a layer between.
@@ -540,9 +541,7 @@ pub(super) fn concat_axis(op: &Op, rank: usize) -> Option<usize> {
     if !op.is("Concat") || op.results().count() != 1 {
         return None;
     }
-    let axis = op.int("axis")?;
-    let axis = if axis < 0 { axis + rank as i64 } else { axis };
-    usize::try_from(axis).ok().filter(|&axis| axis < rank)
+    axis(op.int("axis")?, rank)
 }
 
 fn lcm(a: u64, b: u64) -> u64 {

@@ -173,6 +173,9 @@ impl Placement {
     }
 }
 
+/// Weights of more bytes than this are not rewritten, nor copied in parts.
+pub const MAX_WEIGHT: u64 = 256 << 20;
+
 /// A weight with each element multiplied. `None` when it cannot be read, when an element comes to lie beyond what the
 /// type holds, or so close to zero that the type drops digits of it.
 pub fn scaled_weight(weight: &Tensor, by: impl Fn(usize) -> f64) -> Option<Tensor> {

@@ -22,6 +22,7 @@ mod factor;
 mod find;
 mod stack;
 
-pub use expr::{Expr, Placement, scaled_weight};
+pub use expr::{Expr, MAX_WEIGHT, Placement, scaled_weight};
 pub use factor::{Array, Computed, Factor};
 pub use find::{Combination, Finder, Form, Term};
+pub(crate) use stack::axis;

@@ -315,7 +315,7 @@ fn pick(factor: &Factor, dims: &[Dim], along: usize, i: u64) -> Option<Factor> {
 }
 
 /// An axis counted from the front.
-pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
+pub(crate) fn axis(axis: i64, rank: usize) -> Option<usize> {
     let axis = if axis < 0 { axis + rank as i64 } else { axis };
     usize::try_from(axis).ok().filter(|&a| a < rank)
 }

@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::diff::{Group, Matching, groups};
 use crate::proof::{self, Side};
-use crate::report::{self, OpenSizes, computes_in_half};
+use crate::report::{self, OpenSizes};
 use crate::runtimes::Found;
-use crate::{Error, Options, Source, Target, ir, memory, onnx, rewrite, tolerance, validation};
+use crate::{Error, Options, Source, Target, ir, onnx, rewrite, tolerance, validation};
 use cut::cut;
 
 /// The value of [`Bisection::schema`].
@@ -125,7 +125,8 @@ pub fn bisect(
     });
     let original = source.complete_model()?;
     source.guard(&Target::File(place.clone()), &original)?;
-    let case = Case::of(source, options, given.inputs.as_deref())?;
+    let backends = options.runtimes.find()?;
+    let case = Case::of(source, original, &backends, options, given.inputs.as_deref())?;
     let (result, outcome) = case.rewritten(None)?;
     let edits = edits(&outcome);
     let mut found = Bisection {
@@ -169,13 +170,18 @@ struct Case<'a> {
     model: Model,
     open: OpenSizes,
     options: &'a Options<'a>,
-    found: Found,
+    found: &'a Found,
     check: runtime::Options,
 }
 
 impl<'a> Case<'a> {
-    fn of(source: &'a Source, options: &'a Options<'a>, inputs: Option<&Path>) -> Result<Case<'a>, Error> {
-        let mut model = source.complete_model()?;
+    fn of(
+        source: &'a Source,
+        mut model: Model,
+        found: &'a Found,
+        options: &'a Options<'a>,
+        inputs: Option<&Path>,
+    ) -> Result<Case<'a>, Error> {
         ir::infer::infer_graph(&mut model.graph);
         let open = OpenSizes::of(&model.graph, &options.sizes)
             .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
@@ -186,7 +192,7 @@ impl<'a> Case<'a> {
             given,
             ..runtime::Options::default()
         };
-        Ok(Case { source, model, open, options, found: options.runtimes.find()?, check })
+        Ok(Case { source, model, open, options, found, check })
     }
 
     fn names(&self) -> Vec<String> {
@@ -208,20 +214,7 @@ impl<'a> Case<'a> {
 
     /// The predicted peak at the sizes of a first run, in bytes.
     fn peak(&self, model: &Model) -> Option<u64> {
-        let settings = memory::ort::Settings {
-            sizes: self.sizes(),
-            kernels: self.options.target.kernels(),
-            ..memory::ort::Settings::default()
-        };
-        let known = !computes_in_half(&model.graph);
-        known
-            .then(|| memory::ort::plan(&model.graph, &settings).ok())
-            .flatten()
-            .map(|plan| plan.first_run.peak_bytes)
-    }
-
-    fn sizes(&self) -> ir::Sizes {
-        self.open.sizes(Some(self.open.first_run()))
+        self.open.first_peak(&model.graph, self.options.target.kernels())
     }
 
     /// What is wrong with a result, looking for anything or for this alone.
@@ -236,14 +229,16 @@ impl<'a> Case<'a> {
         {
             return Ok(Some((Symptom::OutputsDiffer, reason)));
         }
-        let grows = match (self.peak(&self.model), self.peak(result)) {
-            (Some(was), Some(is)) if is > was && only != Some(Symptom::OutputsDiffer) => Some((
+        if only == Some(Symptom::OutputsDiffer) {
+            return Ok(None);
+        }
+        Ok(match (self.peak(&self.model), self.peak(result)) {
+            (Some(was), Some(is)) if is > was => Some((
                 Symptom::PeakGrows,
                 format!("the predicted peak is {is} bytes, that of the original {was}"),
             )),
             _ => None,
-        };
-        Ok(grows)
+        })
     }
 
     /// How outputs, or values inside, differ from those of the original.
@@ -255,7 +250,7 @@ impl<'a> Case<'a> {
             (self.source.file(), ModelFile { bytes, folder: Some(self.source.folder.clone()) });
         let check = runtime::Options { tolerance: tolerance::of(&self.model, outcome), ..self.check.clone() };
         let validations = proof::judge_all(
-            &self.found,
+            self.found,
             Side { file: &ours, graph: &self.model.graph },
             Side { file: &theirs, graph: &result.graph },
             &check,
@@ -287,8 +282,8 @@ impl<'a> Case<'a> {
             .unwrap_or(("order of operators", 1));
         ir::infer::infer_graph(&mut before.graph);
         let matching = Matching::of(&before.graph, &after.graph);
-        let changed = matching.pairs().into_iter().filter(|&(p, q)| !matching.differences(p, q).is_empty());
-        let touched: HashSet<OpId> = changed.map(|(p, _)| p).chain(matching.alone(0)).collect();
+        let changed = matching.changed.iter().map(|(p, ..)| *p);
+        let touched: HashSet<OpId> = changed.chain(matching.alone(0)).collect();
         let made = self.reproduce(symptom, pass, &before, touched, place);
         let (reproducer, reproducer_reason) = match made {
             Ok(reproducer) => (Some(reproducer), None),
@@ -300,7 +295,7 @@ impl<'a> Case<'a> {
             edit,
             pass: pass.to_string(),
             application,
-            changes: groups(&before.graph, &after.graph),
+            changes: groups(&matching),
             moved: matching.moved(),
             reproducer,
             reproducer_reason,
@@ -320,7 +315,7 @@ impl<'a> Case<'a> {
         place: &Path,
     ) -> Result<Reproducer, String> {
         let graph = &model.graph;
-        let sized = graph.with_sizes(&self.sizes());
+        let sized = graph.with_sizes(&self.open.first_sizes());
         // An edit that only moves operators is about all of them.
         let mut ops = if touched.is_empty() { graph.ops().collect() } else { touched };
         loop {
@@ -354,7 +349,8 @@ impl<'a> Case<'a> {
         let mut options = self.options.with(self.options.anchors, Vec::new());
         options.passes = vec![pass.to_string()];
         options.sizes = ir::Sizes::default();
-        let shown = Case::of(&source, &options, None).and_then(|case| {
+        let shown = source.complete_model().and_then(|model| {
+            let case = Case::of(&source, model, self.found, &options, None)?;
             let (result, outcome) = case.rewritten(None)?;
             case.wrong(&result, &outcome, Some(symptom))
         });

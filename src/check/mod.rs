@@ -13,9 +13,9 @@ use dmopt_passes::{Pass, Target};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::report::{OpenSizes, computes_in_half};
+use crate::report::{MixingSite, OpenSizes};
 use crate::units::plural;
-use crate::{Error, Facts, Source, ir, memory, onnx, rewrite};
+use crate::{Error, Facts, Source, ir, onnx, rewrite};
 
 pub use lock::{Entry, Lock, Made};
 
@@ -233,41 +233,24 @@ fn make(
         ..crate::Options::default()
     };
     let outcome = rewrite(&mut model, source, &choices)?;
-    let sizes = open.sizes(Some(open.first_run()));
-    let settings = memory::ort::Settings {
-        sizes: sizes.clone(),
-        kernels: target.kernels(),
-        ..memory::ort::Settings::default()
-    };
     // The file holds signed numbers.
     let number = |bytes: u64| bytes.min(i64::MAX as u64);
-    let peak = |model: &ir::Model| match computes_in_half(&model.graph) {
-        true => None,
-        false => {
-            memory::ort::plan(&model.graph, &settings).ok().map(|plan| number(plan.first_run.peak_bytes))
-        }
-    };
-    let main = outcome.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes);
+    let peak = |model: &ir::Model| open.first_peak(&model.graph, target.kernels()).map(number);
     let rewrites = outcome.passes.iter().filter(|pass| pass.rewrites > 0);
     Ok(Made {
         structure: model_digest(&model).to_string(),
         nodes: Facts::of(&model).nodes,
         original_peak: peak(original),
         peak: peak(&model),
-        lower_bound: main.and_then(|schedule| schedule.lower_bound_bytes).map(number),
-        sizes: sizes.dims,
+        lower_bound: outcome.main_schedule().and_then(|schedule| schedule.lower_bound_bytes).map(number),
+        sizes: open.first_sizes().dims,
         rewrites: rewrites.map(|pass| (pass.name.to_string(), pass.rewrites)).collect(),
         sites: outcome.sites.iter().map(|site| (site.output.clone(), fate(site))).collect(),
     })
 }
 
 fn fate(site: &dmopt_passes::Site) -> String {
-    let fate = match (site.rewritten, &site.reason) {
-        (true, _) => "rewritten".to_string(),
-        (false, Some(reason)) => format!("left alone: {reason}"),
-        (false, None) => "an accumulation already".to_string(),
-    };
-    format!("{}, {}, {fate}", site.form, plural(site.terms, "term"))
+    format!("{}, {}, {}", site.form, plural(site.terms, "term"), MixingSite::from(site).fate())
 }
 
 fn one(

@@ -1,10 +1,8 @@
 //! `dmopt bisect`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use dmopt::bisect::{Bisection, Given, Trial, bisect};
 use dmopt::{Options, With, passes};
@@ -12,7 +10,7 @@ use dmopt::{Options, With, passes};
 use super::optimize::{For, Where};
 use super::table::{BAD, GOOD, HEAD};
 use super::units::plural;
-use super::{OrtArgs, SizeArgs, pass_names, source};
+use super::{OrtArgs, PassArgs, SizeArgs, source};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,15 +37,8 @@ pub struct Bisect {
     /// What the result is for
     #[arg(long, value_enum, value_name = "NAME", default_value_t = For::Portable)]
     target: For,
-    /// Only these passes, separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
-    passes: Vec<String>,
-    /// Not these passes, separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
-    skip: Vec<String>,
-    /// Only edits that keep every bit of the outputs
-    #[arg(long)]
-    exact: bool,
+    #[command(flatten)]
+    passes: PassArgs,
     /// Where the models run [default: both as far as they are there]
     #[arg(long, value_enum, value_name = "RUNTIME")]
     validate_with: Option<Where>,
@@ -69,10 +60,10 @@ pub struct Bisect {
 impl Bisect {
     pub fn run(self) -> anyhow::Result<()> {
         let options = Options {
-            passes: self.passes,
-            skip: self.skip,
+            passes: self.passes.passes,
+            skip: self.passes.edits.skip,
             own: super::own_passes(),
-            exact: self.exact,
+            exact: self.passes.edits.exact,
             sizes: self.sizes.sizes(),
             seed: self.seed,
             target: passes::Target::from(self.target),
@@ -91,12 +82,7 @@ impl Bisect {
         };
         let given = Given { inputs: self.inputs, reproducer: self.output };
         let found = bisect(&source(&self.model)?, &options, &given, &tell)?;
-        let text = match self.json {
-            true => serde_json::to_string_pretty(&found).context("cannot write JSON")? + "\n",
-            false => render(&found),
-        };
-        let mut stdout = anstream::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
+        super::print(|| render(&found), &found, self.json)?;
         Ok(found.judge()?)
     }
 }

@@ -1,10 +1,8 @@
 //! `dmopt check`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use dmopt::check::{Checked, Lock, Options, Report, Status};
 use dmopt::passes;
@@ -13,7 +11,7 @@ use super::bytes;
 use super::optimize::For;
 use super::table::{BAD, DOUBT, GOOD, HEAD};
 use super::units::{parse_bytes, plural};
-use super::{SizeArgs, pass_names};
+use super::{EditArgs, SizeArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,12 +45,8 @@ pub struct Check {
     /// What results are for, separated by commas [default: portable]
     #[arg(long, value_enum, value_name = "NAMES", value_delimiter = ',')]
     target: Vec<For>,
-    /// Not these passes, separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
-    skip: Vec<String>,
-    /// Only edits that keep every bit of the outputs
-    #[arg(long)]
-    exact: bool,
+    #[command(flatten)]
+    edits: EditArgs,
     #[command(flatten)]
     sizes: SizeArgs,
     /// Check the I-th of N shares of the models
@@ -82,8 +76,8 @@ impl Check {
     pub fn run(self) -> anyhow::Result<()> {
         let options = Options {
             targets: self.target.iter().map(|&target| passes::Target::from(target)).collect(),
-            exact: self.exact,
-            skip: self.skip,
+            exact: self.edits.exact,
+            skip: self.edits.skip,
             sizes: self.sizes.sizes(),
             max_peak: self.max_peak,
             max_peak_ratio: self.max_peak_ratio,
@@ -99,12 +93,7 @@ impl Check {
             }
             report = report.accepted(&options);
         }
-        let text = match self.json {
-            true => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
-            false => render(&report, self.quiet, self.update),
-        };
-        let mut stdout = anstream::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
+        super::print(|| render(&report, self.quiet, self.update), &report, self.json)?;
         Ok(report.judge()?)
     }
 }

@@ -1,10 +1,8 @@
 //! `dmopt diff`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use dmopt::diff::{Constant, Diff, Group};
 
@@ -53,13 +51,7 @@ impl DiffModels {
             super::usage_error("A and B would share standard input");
         }
         let found = dmopt::diff::diff(&source(&self.before)?, &source(&self.after)?)?;
-        let text = if self.json {
-            serde_json::to_string_pretty(&found).context("cannot write JSON")? + "\n"
-        } else {
-            render(&found, self.verbose)
-        };
-        let mut stdout = anstream::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
+        super::print(|| render(&found, self.verbose), &found, self.json)?;
         if self.exit_code && !found.same_structure {
             let candidate = found.after.path.unwrap_or_default();
             let exceeded = format!("has another structure than {}", found.before.path.unwrap_or_default());

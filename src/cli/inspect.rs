@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use dmopt::Inspection;
 use dmopt::report::PLANNED_FOR;
@@ -39,12 +37,7 @@ pub struct Inspect {
 impl Inspect {
     pub fn run(self) -> anyhow::Result<()> {
         let found = dmopt::inspect(&source(&self.model)?, &self.sizes.sizes())?;
-        let text = if self.json {
-            serde_json::to_string_pretty(&found).context("cannot write JSON")? + "\n"
-        } else {
-            render(&found)
-        };
-        anstream::stdout().write_all(text.as_bytes()).context("cannot print")
+        super::print(|| render(&found), &found, self.json)
     }
 }
 

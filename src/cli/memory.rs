@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::builder::styling::Style;
 use clap::{Args, ValueEnum};
 use dmopt::memory::Kernels;
@@ -94,12 +93,7 @@ impl Memory {
         if let Some(path) = &self.svg {
             write(path, &report.svg())?;
         }
-        let text = if self.json {
-            serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n"
-        } else {
-            render(&report, self.top)
-        };
-        anstream::stdout().write_all(text.as_bytes()).context("cannot print")
+        super::print(|| render(&report, self.top), &report, self.json)
     }
 
     /// What is written must not end up in the place of a model or of its weights.

@@ -115,6 +115,27 @@ impl SizeArgs {
     }
 }
 
+/// Which edits are made.
+#[derive(Args)]
+struct EditArgs {
+    /// Not these passes, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
+    skip: Vec<String>,
+    /// Only edits that keep every bit of the outputs
+    #[arg(long)]
+    exact: bool,
+}
+
+/// The same, by passes.
+#[derive(Args)]
+struct PassArgs {
+    /// Only these passes, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
+    passes: Vec<String>,
+    #[command(flatten)]
+    edits: EditArgs,
+}
+
 /// How ONNX Runtime is set up.
 #[derive(Args)]
 struct OrtArgs {

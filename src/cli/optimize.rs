@@ -13,7 +13,7 @@ use dmopt::{Anchors, MemoryOptions, MemoryReport, Options, Report, Source, Stage
 use dmopt::{passes, triton};
 
 use super::progress::Progress;
-use super::{Kind, OrtArgs, SizeArgs, is_pipe, pass_names, source, table};
+use super::{Kind, OrtArgs, PassArgs, SizeArgs, is_pipe, source, table};
 
 /// Rewrite a model so that it needs less memory, prove that outputs are the same, and write it
 #[derive(Args)]
@@ -44,15 +44,8 @@ pub struct Optimize {
     /// What the result is for
     #[arg(long, value_enum, default_value_t = For::Portable)]
     target: For,
-    /// Only these passes, separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
-    passes: Vec<String>,
-    /// Not these passes, separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = pass_names(), hide_possible_values = true)]
-    skip: Vec<String>,
-    /// Only edits that keep every bit of the outputs
-    #[arg(long)]
-    exact: bool,
+    #[command(flatten)]
+    passes: PassArgs,
     /// How ONNX Runtime, which does not follow the file, is made to run operators in the order found
     #[arg(long, value_enum, default_value_t = OrderAnchors::Auto)]
     order_anchors: OrderAnchors,
@@ -225,10 +218,10 @@ impl Optimize {
         let tell = |stage: Stage<'_>| progress.tell(stage);
         let with = self.validate_with.map_or(With::Available, With::from);
         let options = Options {
-            passes: self.passes.clone(),
-            skip: self.skip.clone(),
+            passes: self.passes.passes.clone(),
+            skip: self.passes.edits.skip.clone(),
             own: super::own_passes(),
-            exact: self.exact,
+            exact: self.passes.edits.exact,
             stop_after: self.stop_after,
             verify: self.verify,
             sizes: self.sizes.sizes(),
@@ -394,15 +387,11 @@ impl Optimize {
         if self.quiet {
             return Ok(());
         }
-        let text = match self.json {
-            true => serde_json::to_string_pretty(report).context("cannot write JSON")? + "\n",
-            false => table::render(report, self.verbose),
-        };
+        // Both kinds of data that standard output may carry exclude JSON there.
         if self.print || is_pipe(output) {
-            anstream::eprint!("{text}");
+            anstream::eprint!("{}", table::render(report, self.verbose));
             return Ok(());
         }
-        let mut stdout = anstream::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print the summary")
+        super::print(|| table::render(report, self.verbose), report, self.json)
     }
 }

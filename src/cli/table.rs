@@ -48,7 +48,7 @@ pub fn render(report: &Report, all: bool) -> String {
         bytes_of(|m| m.after_bytes),
         measured_by(&report.peak) + &chosen_from(report),
     );
-    for (i, found) in validations(report).iter().enumerate() {
+    for (i, found) in report.verdicts().iter().enumerate() {
         let _ = writeln!(text, "{:<18}{}", if i == 0 { "validation" } else { "" }, verdict(found));
     }
     if let Some(oldest) = &report.min_onnxruntime {
@@ -68,11 +68,6 @@ pub fn render(report: &Report, all: bool) -> String {
 
 fn or_unknown(peak: Option<u64>) -> String {
     peak.map_or_else(|| "unknown".to_string(), bytes)
-}
-
-/// Each runtime's verdict, or the one reason why there is none.
-fn validations(report: &Report) -> &[Validation] {
-    if report.validations.is_empty() { std::slice::from_ref(&report.validation) } else { &report.validations }
 }
 
 fn change(before: u64, after: u64) -> String {
@@ -116,7 +111,7 @@ fn about(peak: &Predicted) -> String {
 /// What no order of the result's operators can avoid, and how far the predicted peak is from it; for the sizes of the
 /// prediction alone.
 fn certificate(report: &Report) -> Option<(u64, String)> {
-    let schedule = report.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes)?;
+    let schedule = report.main_schedule()?;
     let (bound, peak) = (schedule.lower_bound_bytes?, report.peak.predicted.after_bytes?);
     let above = peak as f64 / bound.max(1) as f64 - 1.0;
     let text = match schedule.optimal && above < 0.001 {
@@ -181,14 +176,8 @@ fn sites(text: &mut String, report: &Report) {
     }
     let _ = writeln!(text, "\n{HEAD}mixing sites{HEAD:#}");
     for site in &report.mixing_sites {
-        let state = match (site.rewritten, &site.reason) {
-            (true, _) => "rewritten",
-            (false, Some(_)) => "left alone",
-            (false, None) => "an accumulation already",
-        };
-        let reason = site.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        let terms = plural(site.terms, "term");
-        let _ = writeln!(text, "  {:<16}{terms:<10}{state}{reason}  {}", site.form, site.output);
+        let (terms, fate) = (plural(site.terms, "term"), site.fate());
+        let _ = writeln!(text, "  {:<16}{terms:<10}{fate}  {}", site.form, site.output);
     }
 }
 

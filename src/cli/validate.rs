@@ -1,10 +1,8 @@
 //! `dmopt validate`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use dmopt::With;
 use dmopt::validation::Options;
@@ -97,13 +95,7 @@ impl Validate {
             max_latency_ratio: self.max_latency_ratio,
         };
         let report = dmopt::validate(&source(&self.reference)?, &source(&self.candidate)?, &options)?;
-        let text = if self.json {
-            serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n"
-        } else {
-            render(&report)
-        };
-        let mut stdout = anstream::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
+        super::print(|| render(&report), &report, self.json)?;
         Ok(report.judge()?)
     }
 }

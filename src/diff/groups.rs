@@ -12,10 +12,10 @@ use super::{Changed, Group, Pair};
 use crate::units::plural;
 
 /// The changes between two graphs with their bodies, in the order of the first.
-pub(crate) fn groups(a: &Graph, b: &Graph) -> Vec<Group> {
-    let sites = [sites(a), sites(b)];
+pub(crate) fn groups(matching: &Matching<'_>) -> Vec<Group> {
+    let sites = matching.graphs.map(sites);
     let mut found = Vec::new();
-    graph(&Matching::of(a, b), &sites, "", &mut found);
+    graph(matching, &sites, "", &mut found);
     found
 }
 
@@ -24,8 +24,8 @@ fn sites(graph: &Graph) -> HashMap<String, Site> {
 }
 
 fn graph(matching: &Matching<'_>, sites: &[HashMap<String, Site>; 2], prefix: &str, found: &mut Vec<Group>) {
-    let changed = changed(matching);
-    let owners = owners(matching, &changed, sites);
+    let changed = &matching.changed;
+    let owners = owners(matching, sites);
     // By place: groups come in the order in which they are first mentioned.
     let mut grouped: BTreeMap<usize, Group> = BTreeMap::new();
     let mut place: HashMap<String, usize> = HashMap::new();
@@ -72,7 +72,7 @@ fn graph(matching: &Matching<'_>, sites: &[HashMap<String, Site>; 2], prefix: &s
         put(&owners[1][&op], &mut |group| group.new.push(line(b, op)));
     }
     found.extend(grouped.into_values());
-    for (p, q, _) in &changed {
+    for (p, q, _) in changed {
         let name = first_result(b, *q).unwrap_or_default();
         for (attribute, ours, theirs) in bodies(a.op(*p), b.op(*q)) {
             graph(&Matching::of(ours, theirs), sites, &format!("{prefix}{attribute} of {name}: "), found);
@@ -80,23 +80,10 @@ fn graph(matching: &Matching<'_>, sites: &[HashMap<String, Site>; 2], prefix: &s
     }
 }
 
-/// An operator of each graph, and what differs between them.
-type Difference = (OpId, OpId, Vec<String>);
-
-/// Operators that both graphs have and that are not the same.
-fn changed(matching: &Matching<'_>) -> Vec<Difference> {
-    let pairs = matching.pairs().into_iter().map(|(p, q)| (p, q, matching.differences(p, q)));
-    pairs.filter(|(.., differences)| !differences.is_empty()).collect()
-}
-
 /// What the operators of both sides that changed belong to.
-fn owners(
-    matching: &Matching<'_>,
-    changed: &[Difference],
-    sites: &[HashMap<String, Site>; 2],
-) -> [HashMap<OpId, Owner>; 2] {
+fn owners(matching: &Matching<'_>, sites: &[HashMap<String, Site>; 2]) -> [HashMap<OpId, Owner>; 2] {
     [0, 1].map(|side| {
-        let touched = changed.iter().map(|&(p, q, _)| [p, q][side]).chain(matching.alone(side));
+        let touched = matching.changed.iter().map(|&(p, q, _)| [p, q][side]).chain(matching.alone(side));
         own(matching.graphs[side], touched.collect(), sites, side)
     })
 }
@@ -200,7 +187,7 @@ fn bodies<'g>(p: &'g Op, q: &'g Op) -> impl Iterator<Item = (&'g str, &'g Graph,
 pub(crate) fn members(matching: &Matching<'_>) -> HashMap<String, [HashSet<OpId>; 2]> {
     let sites = [sites(matching.graphs[0]), sites(matching.graphs[1])];
     let mut found: HashMap<String, [HashSet<OpId>; 2]> = HashMap::new();
-    for (side, owners) in owners(matching, &changed(matching), &sites).into_iter().enumerate() {
+    for (side, owners) in owners(matching, &sites).into_iter().enumerate() {
         for (op, owner) in owners.into_iter().filter(|(_, owner)| owner.kind == Kind::Site) {
             found.entry(owner.name).or_default()[side].insert(op);
         }

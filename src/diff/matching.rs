@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use dmopt_ir::{AttributeValue, Def, Digest, Graph, Op, OpId, Structure, ValueId, attribute_digest};
 
+/// An operator of each graph, and what differs between them.
+pub(crate) type Difference = (OpId, OpId, Vec<String>);
+
 /// Two graphs side by side.
 pub(crate) struct Matching<'g> {
     /// One side and the other.
@@ -14,6 +17,8 @@ pub(crate) struct Matching<'g> {
     partners: [Vec<Option<OpId>>; 2],
     /// Values of the second graph that stand for values of the first.
     values: HashMap<ValueId, ValueId>,
+    /// Operators that both graphs have and that are not the same, in the order of the first.
+    pub changed: Vec<Difference>,
 }
 
 impl<'g> Matching<'g> {
@@ -23,11 +28,14 @@ impl<'g> Matching<'g> {
             structures: [Structure::of(a), Structure::of(b)],
             partners: [vec![None; a.op_bound()], vec![None; b.op_bound()]],
             values: HashMap::new(),
+            changed: Vec::new(),
         };
         matching.by_name_of_source();
         matching.by_digest();
         matching.by_name();
         matching.by_operands();
+        let pairs = matching.pairs().into_iter().map(|(p, q)| (p, q, matching.differences(p, q)));
+        matching.changed = pairs.filter(|(.., differences)| !differences.is_empty()).collect();
         matching
     }
 
@@ -47,7 +55,7 @@ impl<'g> Matching<'g> {
     }
 
     /// What differs between an operator and its counterpart, in words; what comes before them left out.
-    pub fn differences(&self, a: OpId, b: OpId) -> Vec<String> {
+    fn differences(&self, a: OpId, b: OpId) -> Vec<String> {
         let [left, right] = self.graphs;
         let (p, q) = (left.op(a), right.op(b));
         let mut found = Vec::new();

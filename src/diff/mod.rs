@@ -108,8 +108,6 @@ fn typed(source: &Source) -> Result<Model, Error> {
 
 fn of(a: &Model, b: &Model, [before, after]: [File; 2], digests: [Digest; 2]) -> Diff {
     let matching = Matching::of(&a.graph, &b.graph);
-    let pairs = matching.pairs();
-    let changed = pairs.iter().filter(|&&(p, q)| !matching.differences(p, q).is_empty()).count();
     let constants = |side| {
         let mut found: Vec<Constant> =
             matching.constants(side).into_iter().map(|(name, bytes)| Constant { name, bytes }).collect();
@@ -123,9 +121,9 @@ fn of(a: &Model, b: &Model, [before, after]: [File; 2], digests: [Digest; 2]) ->
         same_structure: digests[0] == digests[1],
         structure: Pair { before: digests[0].to_string(), after: digests[1].to_string() },
         interface: interface(a, b),
-        unchanged: pairs.len() - changed,
+        unchanged: matching.pairs().len() - matching.changed.len(),
         moved: matching.moved(),
-        groups: groups(&a.graph, &b.graph),
+        groups: groups(&matching),
         constants_gone: constants(0),
         constants_new: constants(1),
     }

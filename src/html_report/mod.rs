@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use dmopt_ir::Graph;
 
 use crate::memory_report::{MemoryReport, Page, escape};
-use crate::report::{MixingSite, Report, Validation, ValidationStatus};
+use crate::report::{Report, Validation, ValidationStatus};
 use crate::units::{bytes, count, plural};
 
 /// Mixing sites beyond this are listed without pictures.
@@ -107,8 +107,7 @@ impl Content<'_> {
             },
             true,
         );
-        let main = report.schedules.iter().find(|schedule| !schedule.in_body && !schedule.assumed_sizes);
-        if let Some(bound) = main.and_then(|schedule| schedule.lower_bound_bytes) {
+        if let Some(bound) = report.main_schedule().and_then(|schedule| schedule.lower_bound_bytes) {
             figure("no order below", bytes(bound), "proven, for the result's operators".into(), false);
         }
         figure(
@@ -126,12 +125,7 @@ impl Content<'_> {
         );
         figure("parameters", count(after.parameters), format!("before: {}", count(before.parameters)), false);
         text.push_str("</dl><h3>Validation</h3><ul class=\"plain\">");
-        let all = if report.validations.is_empty() {
-            std::slice::from_ref(&report.validation)
-        } else {
-            &report.validations
-        };
-        all.iter().for_each(|found| _ = write!(text, "<li>{}</li>", verdict(found)));
+        report.verdicts().iter().for_each(|found| _ = write!(text, "<li>{}</li>", verdict(found)));
         text.push_str("</ul></section>");
     }
 
@@ -155,7 +149,7 @@ impl Content<'_> {
                 "<b>{}</b>, {}, {}",
                 escape(&site.form),
                 plural(site.terms, "term"),
-                escape(&fate(site))
+                escape(&site.fate())
             );
             let name = escape(&site.output);
             match pictures.get(&site.output) {
@@ -204,14 +198,6 @@ impl Content<'_> {
             );
         }
         text.push_str("</section>");
-    }
-}
-
-fn fate(site: &MixingSite) -> String {
-    match (site.rewritten, &site.reason) {
-        (true, _) => "rewritten".to_string(),
-        (false, Some(reason)) => format!("left alone: {reason}"),
-        (false, None) => "an accumulation already".to_string(),
     }
 }
 
