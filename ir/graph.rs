@@ -416,11 +416,20 @@ impl Graph {
         for value in before {
             self.unlink(value, Use { op: id, slot: Slot::Capture });
         }
+        self.op_mut(id).bodies_mut().for_each(Graph::forget_unread_captures);
         let captures = captures_of(self.op(id));
         for &value in &captures {
             self.link(value, Use { op: id, slot: Slot::Capture });
         }
         self.op_mut(id).captures = captures;
+    }
+
+    /// Makes captured values that nothing reads undefined: the enclosing graph is free to drop what they stand for.
+    fn forget_unread_captures(&mut self) {
+        let captured = |&id: &ValueId| matches!(self.value(id).def, Def::Captured { .. });
+        let unread: Vec<ValueId> =
+            self.values().filter(captured).filter(|&id| self.readers(id) == 0).collect();
+        unread.into_iter().for_each(|id| self.bury(id));
     }
 
     /// Raises the rank of an operator to that of its producers, and then that of its readers: ranks never fall

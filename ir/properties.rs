@@ -195,6 +195,13 @@ fn edit(u: &mut Unstructured<'_>, rewriter: &mut Rewriter<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Lets every captured value learn the type that is known around it, as it will when it is read back.
+fn visit_bodies(rewriter: &mut Rewriter<'_>) {
+    for op in rewriter.graph().ops().collect::<Vec<_>>() {
+        rewriter.in_bodies(op, &mut visit_bodies);
+    }
+}
+
 #[test]
 fn a_random_graph_survives_a_round_trip_through_text() {
     arbtest(|u| {
@@ -218,6 +225,7 @@ fn random_patches_keep_every_invariant() {
         let mut fuel = None;
         let mut rewriter = Rewriter::new(&mut graph, &mut names, Safety::Approximates, &mut fuel);
         edit(u, &mut rewriter)?;
+        visit_bodies(&mut rewriter);
         let finished = rewriter.finish();
         assert!(finished.is_ok(), "{text}");
         assert_eq!(verify(&graph), [], "{text}");

@@ -280,6 +280,38 @@ fn an_edit_within_a_body_updates_what_it_captures() {
 }
 
 #[test]
+fn what_no_body_within_a_body_reads_any_more_can_go() {
+    let mut bench = Bench::new(
+        "f (bool c, float[2] x) => (y) {
+            a = Neg(x)
+            y = If(c)<
+                then_branch = t () => (q) {
+                    q = If(c)<then_branch = i () => (r) { p = Exp(a) r = Add(p, x) }, else_branch = j () => (x) { }>
+                },
+                else_branch = e () => (x) { }>
+        }",
+    );
+    let (negated, holder) = (bench.op("a"), bench.op("y"));
+    let mut rewriter = bench.rewriter();
+    rewriter.in_bodies(holder, &mut |body| {
+        for inner in body.graph().ops().collect::<Vec<_>>() {
+            body.in_bodies(inner, &mut |body| {
+                let find = |name: &str| body.graph().values().find(|&v| body.graph().value(v).name == name);
+                if let (Some(p), Some(x)) = (find("p"), find("x")) {
+                    let mut patch = Patch::new(Safety::Exact);
+                    patch.replace_uses(p, x);
+                    body.apply(patch).unwrap();
+                }
+            });
+        }
+    });
+    let mut patch = Patch::new(Safety::Exact);
+    patch.erase(negated);
+    assert_eq!(rewriter.apply(patch), Ok(()));
+    assert_eq!(verify(rewriter.graph()), []);
+}
+
+#[test]
 fn fuel_counts_applied_edits() {
     let mut bench = Bench::new("f (float[2] x) => (y) { a = Neg(x) b = Neg(a) c = Neg(b) y = Relu(c) }");
     bench.fuel = Some(1);
