@@ -21,7 +21,7 @@ fn each(count: u64, mut property: impl FnMut(&mut Unstructured<'_>) -> Result<()
 }
 
 /// A random problem; sizes are small, so that many are equal.
-fn random(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<Problem> {
+pub(crate) fn random(u: &mut Unstructured<'_>, least: usize, most: usize) -> Result<Problem> {
     let n = u.int_in_range(least..=most)?;
     let (mut ops, mut buffers): (Vec<Operator>, Vec<Buffer>) = (Vec::new(), Vec::new());
     // With a short memory graphs become long, with a long one wide.

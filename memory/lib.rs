@@ -6,7 +6,8 @@
 //! [`Kernels`] says what single operators do with memory, for both, and [`steer`] makes that runtime follow an order.
 //!
 //! Finding an order is a problem of its own, and needs no graph: [`Scheduling`] makes a [`Problem`] of one, [`heuristics`]
-//! are orders that cost nothing, [`bound`] is what no order can avoid, and [`search()`] looks for the best.
+//! are orders that cost nothing, [`bound`] is what no order can avoid, [`search()`] looks for the best, and [`polish()`]
+//! goes on from there with a runtime's own plan.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ mod kernels;
 mod laws;
 pub mod liveness;
 pub mod ort;
+mod polish;
 pub mod problem;
 mod scheduling;
 pub mod search;
@@ -26,6 +28,7 @@ pub mod steer;
 
 pub use kernels::{Kernels, same_size};
 pub use liveness::{Peak, Unknown, file_order};
+pub use polish::{Weight, polish};
 pub use problem::Problem;
 pub use scheduling::Scheduling;
 pub use search::{Found, Limits, search};

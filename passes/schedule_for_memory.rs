@@ -1,9 +1,9 @@
 //! Put the operators into the order with the lowest peak of memory.
 //!
 //! The search (`memory/search`) goes through the orders in which operators can run, with what the target's kernels
-//! compute in place, and says how far from the optimum its result is for certain. The order is taken if the runtime's
-//! own plan, executed in it, needs less than in the order of the file; where sizes are open, at two assumptions about
-//! them. Which order a runtime then executes is the affair of `order-anchors`.
+//! compute in place, and says how far from the optimum its result is for certain. Where the runtime's own plan keeps more
+//! than the search counts, operators around its peak are moved as long as that helps. The order is taken if that plan,
+//! executed in it, needs less than in the order of the file; where sizes are open, at two assumptions about them. Which order a runtime then executes is the affair of `order-anchors`.
 //!
 //! The same operators run on the same operands: bit-identical.
 //!
@@ -38,7 +38,7 @@
 //! ```
 
 use dmopt_ir::{OpId, Patch, Rewriter, Safety};
-use dmopt_memory::{Limits, Scheduling, Unknown, search};
+use dmopt_memory::{Found, Limits, Scheduling, Unknown, Weight, polish, search};
 
 use crate::log::Schedule;
 use crate::planning::Sized;
@@ -68,7 +68,7 @@ impl Pass for ScheduleForMemory {
         let graph = rewriter.graph();
         let order = order_of(graph);
         let [first, _, ..] = order[..] else { return };
-        match best(&context.planning.sized(graph), &order, &LIMITS) {
+        match best(&context.planning.sized(graph), &order, &THOROUGH) {
             Err(unknown) => context.log.refuse(format!("graph '{}'", graph.name()), unknown.to_string()),
             Ok(Best { order, schedule }) => {
                 let name = graph.name().to_string();
@@ -82,11 +82,18 @@ impl Pass for ScheduleForMemory {
     }
 }
 
-/// What a search may cost: less than a second, mostly far less.
-const LIMITS: Limits = Limits { states: 100_000, steps: 20_000_000 };
+/// What finding an order may cost.
+struct Effort {
+    search: Limits,
+    /// Operators whose place in the runtime's plan may be computed to change what the search found.
+    planned: usize,
+}
 
-/// The same for one of many trials.
-const TRIAL: Limits = Limits { states: 1_000, steps: 400_000 };
+/// For the order that stays: a second or two, mostly far less.
+const THOROUGH: Effort = Effort { search: Limits { states: 100_000, steps: 20_000_000 }, planned: 300_000 };
+
+/// For one of many trials.
+const TRIAL: Effort = Effort { search: Limits { states: 1_000, steps: 400_000 }, planned: 0 };
 
 /// An order that needs less than this one, if one is found.
 ///
@@ -102,10 +109,10 @@ struct Best {
     schedule: Schedule,
 }
 
-fn best(sized: &Sized<'_>, order: &[OpId], limits: &Limits) -> Result<Best, Unknown> {
+fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unknown> {
     let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
-    let found = search(scheduling.problem(), limits);
-    let better = scheduling.order(&found.order);
+    let found = search(scheduling.problem(), &effort.search);
+    let better = scheduling.order(&polished(sized, &scheduling, &found, effort.planned));
     let (before, after) = (sized.peaks_in(order)?, sized.peaks_in(&better)?);
     let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
     let schedule = Schedule {
@@ -118,6 +125,24 @@ fn best(sized: &Sized<'_>, order: &[OpId], limits: &Limits) -> Result<Best, Unkn
         states: found.states,
     };
     Ok(Best { order: is_better.then_some(better), schedule })
+}
+
+/// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less
+/// for.
+fn polished(sized: &Sized<'_>, scheduling: &Scheduling, found: &Found, planned: usize) -> Vec<usize> {
+    let mut plans = planned / found.order.len().max(1);
+    polish(scheduling.problem(), found.order.clone(), &mut |order| {
+        plans = plans.checked_sub(1)?;
+        let timeline = sized.timeline_in(&scheduling.order(order)).ok()?;
+        let peak_bytes = timeline.peak_bytes;
+        if peak_bytes <= found.peak_bytes {
+            plans = 0;
+        }
+        let first = timeline.steps.get(timeline.peak_step)?.op;
+        let steps = timeline.steps.iter().filter(|step| step.total_bytes() == peak_bytes).count();
+        let at = order.iter().position(|&v| scheduling.ops()[v] == first)?;
+        Some(Weight { peak_bytes, steps, at })
+    })
 }
 
 #[cfg(test)]
