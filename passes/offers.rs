@@ -2,9 +2,9 @@
 //!
 //! The graph is at rest when this begins. A trial is a copy of it in which some offers are taken, each at a level, with
 //! the target's operators put in and the operators ordered anew; its peak is that of the runtime's plan. While a trial
-//! needs less than the best so far, the offers that touch what is in memory at its peak are taken one level further:
-//! all of them together, or where that does not help one at a time. At the end, whatever can be taken back without a
-//! higher peak is taken back, so no more is changed than pays.
+//! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
+//! together, at the level at which that helps most, or where it does not help one at a time. At the end, whatever can be
+//! taken back, wholly or to a milder level, without a higher peak is taken back, so no more is changed than pays.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
@@ -31,7 +31,7 @@ const WORTHWHILE: u64 = 256;
 const NEAR_PEAK: u64 = 63;
 
 /// What all trials together may cost, in pairs of operators: a trial looks for each of its offers in the whole graph.
-const WORK: usize = 8_000_000;
+const WORK: usize = 64_000_000;
 
 /// The passes that take part, and what they may do.
 pub(crate) struct Offers<'a> {
@@ -50,6 +50,8 @@ struct Trial {
     taken: Taken,
     /// The peak in bytes, at each of the sizes that matter.
     peaks: Vec<u64>,
+    /// How often the graph comes near to the first of them.
+    crests: usize,
     flops: u128,
     /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
@@ -68,10 +70,12 @@ struct Open {
 }
 
 impl Trial {
-    /// True if this needs less than another, at some size, and more at none.
+    /// True if this needs less than another and more at no size; or as much, but less often, so that one that needs less
+    /// is nearer.
     fn beats(&self, other: &Trial) -> bool {
         let (now, before) = (self.peaks[0], other.peaks[0]);
-        now + before / WORTHWHILE < before && self.no_worse(other)
+        let lower = now + before / WORTHWHILE < before;
+        self.no_worse(other) && (lower || self.crests < other.crests)
     }
 
     fn no_worse(&self, other: &Trial) -> bool {
@@ -99,17 +103,25 @@ impl Offers<'_> {
         while !fits(&best) {
             let next: Vec<(&Key, &Range<usize>)> =
                 best.next.iter().filter(|(key, _)| !useless.contains_key(*key)).collect();
-            let mut found = None;
+            let mut found: Option<Trial> = None;
             for step in steps(&next) {
+                // One alone is tried only where all together do not help.
+                if found.is_some() && step.len() < next.len() {
+                    break;
+                }
                 let mut taken = best.taken.clone();
                 taken.extend(step.iter().cloned());
                 let Some(trial) = attempt(&taken) else { break };
                 let too_much = trial.flops as f64 > allowed;
                 if !too_much && trial.beats(&best) {
-                    found = Some(trial);
-                    break;
-                }
-                if let [(key, _)] = &step[..] {
+                    let enough = fits(&trial) || step.len() < next.len();
+                    if found.as_ref().is_none_or(|found| trial.beats(found)) {
+                        found = Some(trial);
+                    }
+                    if enough {
+                        break;
+                    }
+                } else if let [(key, _)] = &step[..] {
                     let reason = match trial.refused.get(key) {
                         Some(reason) => reason.clone(),
                         None if too_much => "it would take more arithmetic than allowed".to_string(),
@@ -123,13 +135,21 @@ impl Offers<'_> {
             refused.extend(best.refused.clone());
         }
         // Backwards: what was needed first is needed most.
-        for key in best.taken.clone().keys().rev() {
-            let mut fewer = best.taken.clone();
-            fewer.remove(key);
-            let Some(trial) = attempt(&fewer) else { break };
-            if trial.no_worse(&best) {
-                useless.insert(key.clone(), "the peak is as low without it".to_string());
-                best = trial;
+        for (key, level) in best.taken.clone().into_iter().rev() {
+            let mut without = best.taken.clone();
+            without.remove(&key);
+            let milder = (0..level).map(Some);
+            for milder in std::iter::once(None).chain(milder) {
+                let mut fewer = without.clone();
+                fewer.extend(milder.map(|level| (key.clone(), level)));
+                let Some(trial) = attempt(&fewer) else { break };
+                if trial.no_worse(&best) {
+                    if !fewer.contains_key(&key) {
+                        useless.insert(key.clone(), "the peak is as low without it".to_string());
+                    }
+                    best = trial;
+                    break;
+                }
             }
         }
         useless.extend(refused);
@@ -180,7 +200,9 @@ impl Offers<'_> {
             order = better;
         }
         let peaks = sized.peaks_in(&order).ok()?;
-        let hot = hot(&sized.timeline_in(&order).ok()?, &graph);
+        let timeline = sized.timeline_in(&order).ok()?;
+        let crests = near_peak(&timeline).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
+        let hot = hot(&timeline, &graph);
         let mut next: BTreeMap<Key, Range<usize>> = BTreeMap::new();
         for Open { key, relieves, levels, obstacle } in open {
             if relieves.iter().any(|name| hot.contains(name)) {
@@ -195,7 +217,7 @@ impl Offers<'_> {
                 next.insert(key.clone(), taken[key] + 1..*levels);
             }
         }
-        Some(Trial { taken: taken.clone(), peaks, flops: flops(sized.graph()), next, refused })
+        Some(Trial { taken: taken.clone(), peaks, crests, flops: flops(sized.graph()), next, refused })
     }
 
     /// Lets each pass take what is in `taken`, and again while that makes more possible. `take` adds to what is done.
@@ -308,13 +330,17 @@ fn key_of(pass: &dyn Pass, graph: &Graph, offer: &Offer) -> Option<Key> {
     Some((pass.name(), graph.value(graph.op(offer.op).output(0)?).name.clone()))
 }
 
-/// Names of the values in memory at the steps that need most.
-fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
+/// For each step, whether it needs nearly as much as the one that needs most.
+fn near_peak(timeline: &Timeline) -> Vec<bool> {
     let near = u128::from(timeline.peak_bytes) * u128::from(NEAR_PEAK);
+    timeline.steps.iter().map(|step| u128::from(step.total_bytes()) * 64 >= near).collect()
+}
+
+/// Names of the values in memory at the steps that need most, and of those for which memory is held there.
+fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
     // How many such steps there are before each: a long graph may need its peak all the time.
     let mut before = vec![0usize];
-    for step in &timeline.steps {
-        let is_near = u128::from(step.total_bytes()) * 64 >= near;
+    for is_near in near_peak(timeline) {
         before.push(before[before.len() - 1] + usize::from(is_near));
     }
     let any_near = |first: usize, last: usize| {
@@ -323,11 +349,24 @@ fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
     };
     let mut hot = HashSet::new();
     for buffer in &timeline.buffers {
-        let there = |t: &&Tenant| {
-            let last = t.readers.last().map_or(buffer.last, |&last| last.min(buffer.last));
-            any_near(t.first.max(buffer.first), last)
-        };
-        hot.extend(buffer.tenants.iter().filter(there).map(|t| graph.value(t.value).name.clone()));
+        let last = |t: &Tenant| t.readers.last().map_or(buffer.last, |&last| last.min(buffer.last));
+        let mut before: Option<&Tenant> = None;
+        for tenant in &buffer.tenants {
+            let mut add = |t: &Tenant| _ = hot.insert(graph.value(t.value).name.clone());
+            if any_near(tenant.first.max(buffer.first), last(tenant)) {
+                add(tenant);
+            }
+            // Memory that is held from one value to the next is there for both.
+            if let Some(before) = before
+                && any_near(last(before) + 1, tenant.first.saturating_sub(1))
+            {
+                add(before);
+                add(tenant);
+            }
+            if before.is_none_or(|before| last(before) < last(tenant)) {
+                before = Some(tenant);
+            }
+        }
     }
     hot
 }

@@ -106,7 +106,7 @@ impl Pass for SplitConcat {
 }
 
 fn found(graph: &Graph) -> impl Iterator<Item = Site<'_>> {
-    sites(graph, |op: &Op, _: OpId| op.is("Concat"))
+    sites(graph, |op: &Op, _: OpId| op.is("Concat"), |_| true)
 }
 
 /// Steps from two parts to all that there are.

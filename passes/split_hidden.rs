@@ -155,10 +155,8 @@ impl Pass for SplitHidden {
 
 /// Sites whose channels all come from layers, and are not slices of others.
 fn found(graph: &Graph) -> impl Iterator<Item = Site<'_>> {
-    let is_hidden = |site: &Site<'_>| {
-        site.region.as_ref().map_or(true, |region| region.is_hidden() && !region.is_slice())
-    };
-    sites(graph, |_: &Op, id: OpId| Layer::of(graph, id).is_some()).filter(is_hidden)
+    let is_layer = |_: &Op, id: OpId| Layer::of(graph, id).is_some();
+    sites(graph, is_layer, |region| region.is_hidden() && !region.is_slice())
 }
 
 fn levels(region: &Region<'_>) -> usize {

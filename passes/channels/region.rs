@@ -66,10 +66,11 @@ pub(crate) struct Site<'g> {
     pub region: Result<Region<'g>, Miss>,
 }
 
-/// All regions that start at operators of this kind and end in a layer, in file order; found as they are asked for.
+/// All wanted regions that start at operators of this kind and end in a layer, in file order; found as they are asked for.
 pub(crate) fn sites<'g>(
     graph: &'g Graph,
     is_start: impl Fn(&Op, OpId) -> bool,
+    is_wanted: impl Fn(&Region<'g>) -> bool,
 ) -> impl Iterator<Item = Site<'g>> {
     let (mut covered, mut claimed) = (HashSet::new(), HashSet::new());
     order_of(graph).into_iter().filter_map(move |start| {
@@ -78,8 +79,11 @@ pub(crate) fn sites<'g>(
         }
         match Region::around(graph, start) {
             Ok(mut region) => {
-                region.take_residuals(&mut claimed);
                 covered.extend(region.sources.iter().map(|source| source.op));
+                if !is_wanted(&region) {
+                    return None;
+                }
+                region.take_residuals(&mut claimed);
                 let first = region.sinks.iter().find(|sink| sink.layer.is_some());
                 first.map(Sink::last).map(|op| Site { op, region: Ok(region) })
             }
@@ -180,23 +184,25 @@ impl<'g> Region<'g> {
     }
 
     /// Operators that are computed part by part.
-    fn ops(&self) -> HashSet<OpId> {
+    fn ops(&self) -> impl Iterator<Item = OpId> {
         let sources = self.sources.iter().map(|source| source.op);
-        sources.chain(self.inner.iter().copied()).chain(self.sinks.iter().map(|sink| sink.op)).collect()
+        sources.chain(self.inner.iter().copied()).chain(self.sinks.iter().map(|sink| sink.op))
     }
 
     /// True if one of these values is computed from what the region computes.
     fn feeds(&self, values: impl IntoIterator<Item = ValueId>) -> bool {
-        let (graph, own) = (self.graph, self.ops());
+        let graph = self.graph;
         // Ranks never fall along an edge.
-        let first = own.iter().map(|&op| graph.op(op).rank).min().unwrap_or(0);
+        let first = self.ops().map(|op| graph.op(op).rank).min().unwrap_or(0);
+        let mut own = vec![false; graph.op_bound()];
+        self.ops().for_each(|op| own[op.index()] = true);
+        let mut seen = vec![false; graph.op_bound()];
         let mut pending: Vec<OpId> = values.into_iter().filter_map(|v| graph.producer(v)).collect();
-        let mut seen = HashSet::new();
         while let Some(op) = pending.pop() {
-            if own.contains(&op) {
+            if own[op.index()] {
                 return true;
             }
-            if graph.op(op).rank >= first && seen.insert(op) {
+            if graph.op(op).rank >= first && !std::mem::replace(&mut seen[op.index()], true) {
                 pending.extend(graph.predecessors(op));
             }
         }
