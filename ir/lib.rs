@@ -33,6 +33,6 @@ pub use op::{Attribute, AttributeValue, Op};
 pub use rewriter::{NewOp, Operand, Patch, Position, Refusal, Rewriter, Safety};
 pub use sizes::Sizes;
 pub use structure::{Digest, Structure, attribute_digest, model_digest};
-pub use tensor::{External, LoadExternal, SparseTensor, Storage, Tensor, TensorError};
+pub use tensor::{External, LoadExternal, SparseTensor, Storage, Strided, Tensor, TensorError};
 pub use types::{Dim, Shape, TensorType, Type};
 pub use verify::{Boundary, Invariant, Violation, verify, verify_model};

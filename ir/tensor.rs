@@ -42,8 +42,30 @@ pub enum Storage {
     Strings(Vec<Bytes>),
     /// In another file.
     External(External),
+    /// Here and there in a block of memory; put together when they are read.
+    Strided(Strided),
     /// Nowhere: legal in text examples, where a seeded value stands in.
     Absent,
+}
+
+/// Runs of bytes at equal distances: a part of a tensor along an axis that is not the outermost.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Strided {
+    /// What the runs are in.
+    block: Bytes,
+    /// Bytes from the beginning of one run to that of the next, more than 0; the block is a whole number of them.
+    stride: usize,
+    /// The place of a run within such a stretch.
+    run: Range<usize>,
+}
+
+impl Strided {
+    /// A copy of the runs, one after the other.
+    pub fn gather(&self) -> Vec<u8> {
+        let mut all = Vec::with_capacity(self.block.len() / self.stride * self.run.len());
+        self.block.chunks_exact(self.stride).for_each(|stretch| all.extend(&stretch[self.run.clone()]));
+        all
+    }
 }
 
 /// A range of another file.
@@ -180,8 +202,8 @@ impl Tensor {
         Ok(Tensor::raw(self.dtype, self.dims.clone(), out))
     }
 
-    /// The part of the tensor with these indices on one axis. Along the outermost axis that is longer than 1, elements
-    /// stay where they are as far as the storage has ranges.
+    /// The part of the tensor with these indices on one axis. Elements stay where they are as far as the storage has
+    /// ranges.
     ///
     /// # Errors
     /// The data cannot be read, or are not there in whole bytes.
@@ -194,7 +216,7 @@ impl Tensor {
             Some(bits) if bits % 8 == 0 => u64::from(bits / 8),
             _ => return Err(TensorError::Type(self.dtype)),
         };
-        self.byte_len().ok_or(TensorError::Type(self.dtype))?;
+        let all = self.byte_len().ok_or(TensorError::Type(self.dtype))?;
         let row = width * self.dims[axis + 1..].iter().product::<u64>();
         let (start, len) = (range.start * row, (range.end - range.start) * row);
         let mut dims = self.dims.clone();
@@ -206,22 +228,30 @@ impl Tensor {
                     let (start, end) = (start as usize, (start + len) as usize);
                     return Ok(part(Storage::Raw(bytes.slice(start..end))));
                 }
-                Storage::External(all) => {
-                    let offset = all.offset.checked_add(start).ok_or(TensorError::Type(self.dtype))?;
+                Storage::External(range) => {
+                    let offset = range.offset.checked_add(start).ok_or(TensorError::Type(self.dtype))?;
                     return Ok(part(Storage::External(External {
                         offset,
                         length: Some(len),
-                        ..all.clone()
+                        ..range.clone()
                     })));
                 }
                 _ => {}
             }
         }
-        let bytes = self.bytes()?;
-        let rows = bytes.chunks((row * self.dims[axis]).max(1) as usize);
-        let data: Vec<u8> =
-            rows.flat_map(|rows| &rows[start as usize..(start + len) as usize]).copied().collect();
-        Ok(part(Storage::Raw(data.into())))
+        let block = match &self.storage {
+            Storage::Raw(bytes) if bytes.len() as u64 == all => bytes.clone(),
+            Storage::External(range) => range.source.load(range).map_err(TensorError::External)?,
+            _ => self.bytes()?.into_owned().into(),
+        };
+        if block.len() as u64 != all {
+            return Err(TensorError::Length { expected: all, found: block.len() as u64 });
+        }
+        let (stride, run) = (row * self.dims[axis], start as usize..(start + len) as usize);
+        if stride == 0 {
+            return Ok(part(Storage::Raw(Bytes::new())));
+        }
+        Ok(part(Storage::Strided(Strided { block, stride: stride as usize, run })))
     }
 
     /// The largest magnitude that elements of a floating-point type have; `None` for other types.
@@ -266,9 +296,9 @@ impl Tensor {
         TensorType { dtype: self.dtype, shape: Some(self.dims.iter().map(|&d| Dim::Known(d)).collect()) }
     }
 
-    /// True when the elements are in this process already (memory-mapped counts).
+    /// True when the elements are in this process already (memory-mapped counts), one after the other.
     pub fn is_resident(&self) -> bool {
-        !matches!(self.storage, Storage::External(_) | Storage::Absent)
+        !matches!(self.storage, Storage::External(_) | Storage::Strided(_) | Storage::Absent)
     }
 
     /// The elements as little-endian bytes, wherever they are stored; borrowed when no conversion is needed.
@@ -295,6 +325,7 @@ impl Tensor {
             Storage::External(range) => {
                 Cow::Owned(range.source.load(range).map_err(TensorError::External)?.to_vec())
             }
+            Storage::Strided(strided) => Cow::Owned(strided.gather()),
             Storage::Absent => return Err(TensorError::Absent),
         };
         if bytes.len() as u64 != expected {
@@ -373,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_shared_and_columns_are_copied() {
+    fn rows_and_columns_are_shared() {
         let tensor = numbers(&[1, 3, 2]);
         let Storage::Raw(all) = &tensor.storage else { panic!() };
         let rows = tensor.slice(1, 1..3).unwrap();
@@ -381,7 +412,33 @@ mod tests {
         assert_eq!(own.as_ptr(), all[8..].as_ptr());
         assert_eq!((rows.dims.clone(), rows.to_f64().unwrap()), (vec![1, 2, 2], vec![2.0, 3.0, 4.0, 5.0]));
         let columns = tensor.slice(2, 1..2).unwrap();
+        let Storage::Strided(own) = &columns.storage else { panic!() };
+        assert_eq!(own.block.as_ptr(), all.as_ptr());
         assert_eq!((columns.dims.clone(), columns.to_f64().unwrap()), (vec![1, 3, 1], vec![1.0, 3.0, 5.0]));
+    }
+
+    #[test]
+    fn parts_of_parts_are_those_of_the_whole() {
+        arbtest::arbtest(|u| {
+            let dims: Vec<u64> = (0..3).map(|_| u.int_in_range(0..=4)).collect::<Result<_, _>>()?;
+            let mut part = numbers(&dims);
+            let mut ranges: Vec<Range<u64>> = dims.iter().map(|&dim| 0..dim).collect();
+            for _ in 0..4 {
+                let axis = u.choose_index(3)?;
+                let start = u.int_in_range(0..=part.dims[axis])?;
+                let end = u.int_in_range(start..=part.dims[axis])?;
+                part = part.slice(axis, start..end).unwrap();
+                ranges[axis] = ranges[axis].start + start..ranges[axis].start + end;
+            }
+            let mut expected = Vec::new();
+            for i in ranges[0].clone() {
+                for j in ranges[1].clone() {
+                    expected.extend(ranges[2].clone().map(|k| ((i * dims[1] + j) * dims[2] + k) as f64));
+                }
+            }
+            assert_eq!(part.to_f64().unwrap(), expected);
+            Ok(())
+        });
     }
 
     #[test]

@@ -129,6 +129,7 @@ pub(crate) fn render(tensor: &Tensor, name: Option<&str>) -> Result<TensorProto,
                 proto.external_data = reference.entries();
             }
         }
+        Storage::Strided(strided) => proto.raw_data = Some(strided.gather().into()),
         Storage::Absent => {}
     }
     Ok(proto)

@@ -123,6 +123,8 @@ pub enum Stage {
 /// An edit that a pass could make, and that pays only if the peak falls.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Offer {
+    /// The operator that the pass found it at, by which it finds it again.
+    pub start: OpId,
     /// The operator whose result stays what it is; the name of that result tells the offer from others of the pass.
     pub op: OpId,
     /// Values that would no longer exist, or not at once: the offer is looked at while one of them is in memory at the

@@ -27,11 +27,14 @@ pub(crate) type Taken = BTreeMap<Key, usize>;
 /// A trial has to bring the peak down by one part in this many.
 const WORTHWHILE: u64 = 256;
 
+/// Going one level further, which makes more and smaller operators, has to bring it down by one part in this many.
+const WORTH_A_LEVEL: u64 = 32;
+
 /// Steps that need this share of the peak, in parts of 64, are looked at together with it.
 const NEAR_PEAK: u64 = 63;
 
-/// What all trials together may cost, in pairs of operators: a trial looks for each of its offers in the whole graph.
-const WORK: usize = 64_000_000;
+/// How many operators the graphs of all trials together may have: some seconds of work.
+const WORK: usize = 300_000;
 
 /// The passes that take part, and what they may do.
 pub(crate) struct Offers<'a> {
@@ -53,6 +56,8 @@ struct Trial {
     /// How often the graph comes near to the first of them.
     crests: usize,
     flops: u128,
+    /// Number of operators.
+    ops: usize,
     /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
     /// Why an offer that is in `taken`, or would be in `next`, comes to nothing.
@@ -73,9 +78,13 @@ impl Trial {
     /// True if this needs less than another and more at no size; or as much, but less often, so that one that needs less
     /// is nearer.
     fn beats(&self, other: &Trial) -> bool {
+        self.no_worse(other) && (self.is_below(other, WORTHWHILE) || self.crests < other.crests)
+    }
+
+    /// True if the peak is lower by more than one part in so many.
+    fn is_below(&self, other: &Trial, parts: u64) -> bool {
         let (now, before) = (self.peaks[0], other.peaks[0]);
-        let lower = now + before / WORTHWHILE < before;
-        self.no_worse(other) && (lower || self.crests < other.crests)
+        now + before / parts < before
     }
 
     fn no_worse(&self, other: &Trial) -> bool {
@@ -87,17 +96,29 @@ impl Offers<'_> {
     /// The offers that pay. What was tried and does not is noted in the logs of its pass.
     pub fn choose(&self, graph: &Graph, names: &Names, logs: &mut BTreeMap<&'static str, Log>) -> Taken {
         let nothing = Taken::new();
-        if self.open(graph, &nothing).is_empty() {
+        let open = self.open(graph, &nothing);
+        if open.is_empty() {
+            return nothing;
+        }
+        if let Some(size) = self.options.planning.open_size(graph) {
+            for pass in open.iter().map(|offer| offer.key.0).collect::<BTreeSet<_>>() {
+                let reason = format!("what pays depends on the size '{size}', which is open");
+                logs.entry(pass).or_default().refuse(format!("graph '{}'", graph.name()), reason);
+            }
             return nothing;
         }
         let Some(mut best) = self.attempt(graph, names, &nothing) else { return nothing };
         let allowed = self.options.max_flops_ratio.unwrap_or(1.0) * best.flops as f64;
-        let mut trials = WORK / graph.op_count().max(1).pow(2);
+        let mut left = WORK;
         let mut useless: BTreeMap<Key, String> = BTreeMap::new();
         let mut refused = best.refused.clone();
         let mut attempt = |taken: &Taken| {
-            trials = trials.checked_sub(1)?;
-            self.attempt(graph, names, taken)
+            if left == 0 {
+                return None;
+            }
+            let trial = self.attempt(graph, names, taken)?;
+            left = left.saturating_sub(trial.ops);
+            Some(trial)
         };
         let fits = |best: &Trial| self.options.budget_bytes.is_some_and(|budget| best.peaks[0] <= budget);
         while !fits(&best) {
@@ -115,7 +136,10 @@ impl Offers<'_> {
                 let too_much = trial.flops as f64 > allowed;
                 if !too_much && trial.beats(&best) {
                     let enough = fits(&trial) || step.len() < next.len();
-                    if found.as_ref().is_none_or(|found| trial.beats(found)) {
+                    if found
+                        .as_ref()
+                        .is_none_or(|found| trial.no_worse(found) && trial.is_below(found, WORTH_A_LEVEL))
+                    {
                         found = Some(trial);
                     }
                     if enough {
@@ -217,7 +241,8 @@ impl Offers<'_> {
                 next.insert(key.clone(), taken[key] + 1..*levels);
             }
         }
-        Some(Trial { taken: taken.clone(), peaks, crests, flops: flops(sized.graph()), next, refused })
+        let flops = flops(sized.graph());
+        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops: order.len(), next, refused })
     }
 
     /// Lets each pass take what is in `taken`, and again while that makes more possible. `take` adds to what is done.
@@ -405,7 +430,7 @@ mod tests {
             let sums = order_of(graph).into_iter().filter(|&op| graph.op(op).is("Sum"));
             let offer = |op: OpId| {
                 let operands: Vec<ValueId> = graph.op(op).operands().collect();
-                Offer { op, levels: operands.len() - 1, relieves: operands, refused: None }
+                Offer { start: op, op, levels: operands.len() - 1, relieves: operands, refused: None }
             };
             sums.map(offer).collect()
         }

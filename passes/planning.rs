@@ -83,6 +83,16 @@ pub(crate) struct Sized<'g> {
 }
 
 impl Planning {
+    /// A size that nobody gave, other than that of the outermost dimension of an input: what a network needs is mostly in
+    /// proportion to the number of samples, so the best for some is the best for any, but what needs most may change with
+    /// others.
+    pub(crate) fn open_size(&self, graph: &Graph) -> Option<String> {
+        let open = symbols(graph)
+            .into_iter()
+            .find(|(name, is_first)| !is_first && !self.sizes.dims.contains_key(name));
+        open.map(|(name, _)| name)
+    }
+
     /// The graph with sizes for everything.
     pub(crate) fn sized<'g>(&self, graph: &'g Graph) -> Sized<'g> {
         let symbols = symbols(graph);

@@ -100,7 +100,7 @@ impl Pass for SplitConcat {
     }
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
-        let region = channels::region_of(found(graph), offer)?;
+        let region = channels::region_of(graph, offer)?;
         region.in_parts(&parts(&region, level)?)
     }
 }

@@ -132,7 +132,7 @@ impl Pass for SplitHidden {
         loop {
             let graph = rewriter.graph();
             let next = found(graph).find(|site| !tried.contains(&site.op));
-            let Some(Site { op, region }) = next else { return };
+            let Some(Site { op, region, .. }) = next else { return };
             tried.push(op);
             let proposal = region.and_then(|region| region.in_parts(&slices(&region, count)?));
             context.apply(op, proposal, rewriter);
@@ -147,7 +147,7 @@ impl Pass for SplitHidden {
     }
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
-        let region = channels::region_of(found(graph), offer)?;
+        let region = channels::region_of(graph, offer)?;
         let count = COUNTS.get(level).ok_or(Miss::NoMatch)?;
         region.in_parts(&slices(&region, *count)?)
     }

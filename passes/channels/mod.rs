@@ -31,14 +31,17 @@ pub(crate) fn offers<'g>(
     sites: impl Iterator<Item = Site<'g>>,
     levels: fn(&Region<'_>) -> usize,
 ) -> Vec<Offer> {
-    let offer = |site: Site<'_>| match site.region {
-        Ok(region) => {
-            let levels = levels(&region);
-            (levels > 0).then_some(Offer { op: site.op, relieves: region.values, levels, refused: None })
-        }
-        Err(miss) => {
-            let relieves = graph.op(site.op).results().collect();
-            Some(Offer { op: site.op, relieves, levels: 1, refused: Some(miss) })
+    let offer = |site: Site<'_>| {
+        let Site { start, op, region } = site;
+        match region {
+            Ok(region) => {
+                let levels = levels(&region);
+                (levels > 0).then_some(Offer { start, op, relieves: region.values, levels, refused: None })
+            }
+            Err(miss) => {
+                let relieves = graph.op(op).results().collect();
+                Some(Offer { start, op, relieves, levels: 1, refused: Some(miss) })
+            }
         }
     };
     sites.filter_map(offer).collect()
@@ -48,9 +51,10 @@ pub(crate) fn offers<'g>(
 ///
 /// # Errors
 /// It is gone, or why it cannot be computed in parts.
-pub(crate) fn region_of<'g>(
-    mut sites: impl Iterator<Item = Site<'g>>,
-    offer: &Offer,
-) -> Result<Region<'g>, Miss> {
-    sites.find(|site| site.op == offer.op).ok_or(Miss::NoMatch)?.region
+pub(crate) fn region_of<'g>(graph: &'g Graph, offer: &Offer) -> Result<Region<'g>, Miss> {
+    match &offer.refused {
+        Some(miss) => Err(miss.clone()),
+        None if graph.is_live(offer.start) => Region::again(graph, offer.start, offer.op),
+        None => Err(Miss::NoMatch),
+    }
 }

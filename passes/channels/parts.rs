@@ -1,5 +1,6 @@
 //! Computing a region part by part.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -54,7 +55,8 @@ impl Region<'_> {
         let mut patch = Patch::new(Safety::Reassociates);
         let mut sums: Vec<Option<Operand>> = vec![None; self.sinks.len()];
         let mut pieces: Vec<HashMap<ValueId, Operand>> = Vec::with_capacity(parts.len());
-        let mut names: HashSet<String> = self.graph.ops().map(|op| self.graph.op(op).name.clone()).collect();
+        let mut names: HashSet<Cow<'_, str>> =
+            self.graph.ops().map(|op| self.graph.op(op).name.as_str().into()).collect();
         for (number, range) in parts.iter().enumerate() {
             let mut part = Part {
                 region: self,
@@ -116,7 +118,7 @@ struct Part<'a, 'g> {
     number: usize,
     patch: &'a mut Patch,
     /// Names of operators: ONNX Runtime loads no model in which two have the same.
-    names: &'a mut HashSet<String>,
+    names: &'a mut HashSet<Cow<'g, str>>,
     /// What is computed already.
     values: HashMap<ValueId, Operand>,
 }
@@ -284,7 +286,7 @@ impl Part<'_, '_> {
             return new;
         }
         let mut name = format!("{name}_{what}{}", self.number);
-        while !self.names.insert(name.clone()) {
+        while !self.names.insert(name.clone().into()) {
             name += "_";
         }
         new.named(name)

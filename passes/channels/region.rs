@@ -60,6 +60,8 @@ pub(crate) struct Region<'g> {
 
 /// A place where a region may be.
 pub(crate) struct Site<'g> {
+    /// The operator that the region was found from.
+    pub start: OpId,
     /// The operator whose result stays what it is, the first of several; what the region would start at where it is refused.
     pub op: OpId,
     /// The region, or why it cannot be computed in parts.
@@ -85,15 +87,25 @@ pub(crate) fn sites<'g>(
                 }
                 region.take_residuals(&mut claimed);
                 let first = region.sinks.iter().find(|sink| sink.layer.is_some());
-                first.map(Sink::last).map(|op| Site { op, region: Ok(region) })
+                first.map(Sink::last).map(|op| Site { start, op, region: Ok(region) })
             }
-            Err(Miss::Refused(reason)) => Some(Site { op: start, region: Err(Miss::Refused(reason)) }),
+            Err(Miss::Refused(reason)) => Some(Site { start, op: start, region: Err(Miss::Refused(reason)) }),
             Err(_) => None,
         }
     })
 }
 
 impl<'g> Region<'g> {
+    /// The region that is found from an operator again, if the result that stays what it is is still that of `last`.
+    pub fn again(graph: &'g Graph, start: OpId, last: OpId) -> Result<Region<'g>, Miss> {
+        let mut region = Region::around(graph, start)?;
+        region.take_residuals(&mut HashSet::new());
+        let first = region.sinks.iter_mut().find(|sink| sink.layer.is_some()).ok_or(Miss::NoMatch)?;
+        // An addition that was left to another region is none of this one.
+        first.residual = first.residual.filter(|(add, _)| *add == last);
+        if first.last() == last { Ok(region) } else { Err(Miss::NoMatch) }
+    }
+
     /// The region that an operator makes channels for.
     fn around(graph: &'g Graph, start: OpId) -> Result<Region<'g>, Miss> {
         let op = graph.op(start);

@@ -27,6 +27,11 @@ pub(super) fn class(call: &Call) -> Safety {
     if float && rounds { Safety::Reassociates } else { Safety::Exact }
 }
 
+/// True for what is rounded more than once on the way, if a runtime likes.
+pub(super) fn has_partial_results(call: &Call) -> bool {
+    class(call) == Safety::Reassociates && elementary(call.op_type()).is_none()
+}
+
 /// Functions of one number that runtimes approximate.
 fn elementary(name: &str) -> Option<fn(f64) -> f64> {
     Some(match name {

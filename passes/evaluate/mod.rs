@@ -8,7 +8,8 @@
 //!   computed in f64 and rounded once. A runtime's own result differs by its roundings alone.
 //!
 //! What the standard leaves open has no result: integer overflow, division by zero, casts of what does not fit or is
-//! rounded twice, the greatest of NaN and another number or of zeros of both signs.
+//! rounded twice, the greatest of NaN and another number or of zeros of both signs, and what has partial results in half
+//! precision: whether they are rounded, too, shows in the third digit.
 //!
 //! `moves.rs` has what moves elements, `arithmetic.rs` what computes them, `number.rs` the elements themselves, and
 //! `space.rs` their positions.
@@ -41,6 +42,8 @@ pub(crate) enum Stop {
 
 type Answer<T> = Result<T, Stop>;
 
+const HALF: Stop = Stop::Undefined("runtimes differ in how they round partial results in half precision");
+
 /// Results of an operator on constants.
 #[derive(PartialEq, Debug)]
 pub(crate) struct Evaluated {
@@ -69,6 +72,10 @@ pub(crate) fn evaluate(
     let safety = arithmetic::class(&call);
     if safety > allow {
         return Err(Stop::Unsafe(safety));
+    }
+    let is_half = |x: &&Tensor| matches!(x.dtype, DType::F16 | DType::BF16);
+    if arithmetic::has_partial_results(&call) && inputs.iter().flatten().any(is_half) {
+        return Err(HALF);
     }
     Ok(Evaluated { results: vec![arithmetic::evaluate(&call)?], safety })
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use dmopt_fixtures::FORMS;
 use serde_json::Value;
 
 use crate::network::{Choices, LayerChoices};
@@ -49,16 +50,17 @@ enum Source {
     Mixing(&'static [&'static str]),
     /// `cargo xtask layer`.
     Layer,
+    /// The same with the mixing written in this form.
+    Form(&'static str),
     /// `cargo xtask torchvision`.
     Torchvision(&'static str),
 }
 
+/// A network, and its results: the kinds of sessions one after the other, in each the targets.
+type Row = (&'static str, Vec<Compared>);
+
 const NETWORKS: &[Network] = &[
     Network { name: "direct_mixing_conv, 2 streams", source: Source::Mixing(&["--streams", "2"]) },
-    Network {
-        name: "direct_mixing_conv, 2 streams, stacked",
-        source: Source::Mixing(&["--streams", "2", "--form", "f3"]),
-    },
     Network { name: "direct_mixing_conv, 4 streams", source: Source::Mixing(&["--streams", "4"]) },
     Network { name: "direct_mixing_bn, 2 streams", source: Source::Mixing(&["--kind", "direct_mixing_bn"]) },
     Network { name: "li_net3, 2 streams", source: Source::Mixing(&["--kind", "li_net3"]) },
@@ -101,25 +103,20 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     let tool = Tool { program, library: test::onnx_runtime(&venv)? };
     let folder = target.join("bench-memory");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let mut rows = Vec::new();
+    let mut networks = Vec::new();
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
-        let mut cells = Vec::new();
-        for session in SESSIONS {
-            for target in TARGETS {
-                let compared = tool.compare(&original, target, session, bench)?;
-                println!(
-                    "{}: {target}, {session} session: {} -> {} bytes, max rel {:.1e}, latency {:.2?}",
-                    network.name, compared.before, compared.after, compared.max_rel, compared.latency
-                );
-                cells.push(compared);
-            }
-        }
-        rows.push((network.name, cells));
+        networks.push(tool.row(network.name, &original, &TARGETS, bench.runs, bench)?);
     }
-    ensure!(!rows.is_empty(), "no network has '{}' in its name", bench.only);
-    std::fs::write(&bench.output, table(&rows, bench))
-        .with_context(|| format!("cannot write {}", bench.output.display()))
+    let mut forms = Vec::new();
+    for form in FORMS.iter().map(|form| form.name()).filter(|name| name.contains(&bench.only)) {
+        let network = Network { name: form, source: Source::Form(form) };
+        let original = network.build(&folder).with_context(|| format!("cannot build form {form}"))?;
+        forms.push(tool.row(form, &original, &TARGETS[1..], 0, bench)?);
+    }
+    ensure!(!networks.is_empty() || !forms.is_empty(), "no network has '{}' in its name", bench.only);
+    let text = tables(&networks, bench) + &table_of_forms(&forms);
+    std::fs::write(&bench.output, text).with_context(|| format!("cannot write {}", bench.output.display()))
 }
 
 impl Network {
@@ -135,6 +132,10 @@ impl Network {
         match self.source {
             Source::Mixing(arguments) => {
                 let line = [&["network", path], arguments].concat();
+                network::write(&<Line<Choices> as clap::Parser>::try_parse_from(line)?.choices)?;
+            }
+            Source::Form(form) => {
+                let line = ["network", path, "--form", form];
                 network::write(&<Line<Choices> as clap::Parser>::try_parse_from(line)?.choices)?;
             }
             Source::Layer => {
@@ -177,11 +178,34 @@ impl Tool {
         command
     }
 
+    fn row(
+        &self,
+        name: &'static str,
+        original: &Path,
+        targets: &[&str],
+        runs: u32,
+        bench: &Bench,
+    ) -> anyhow::Result<Row> {
+        let mut cells = Vec::new();
+        for session in SESSIONS {
+            for target in targets {
+                let compared = self.compare(original, target, session, runs, bench)?;
+                println!(
+                    "{name}: {target}, {session} session: {} -> {} bytes, max rel {:.1e}, latency {:.2?}",
+                    compared.before, compared.after, compared.max_rel, compared.latency
+                );
+                cells.push(compared);
+            }
+        }
+        Ok((name, cells))
+    }
+
     fn compare(
         &self,
         original: &Path,
         target: &str,
         session: &str,
+        runs: u32,
         bench: &Bench,
     ) -> anyhow::Result<Compared> {
         let result = original.with_extension(format!("{target}.{session}.onnx"));
@@ -193,7 +217,7 @@ impl Tool {
             false => optimize.args(["--validate-with", "ort"]),
         };
         test::call(&mut optimize)?;
-        let (seeds, runs) = (bench.seeds.to_string(), bench.runs.to_string());
+        let (seeds, runs) = (bench.seeds.to_string(), runs.to_string());
         let validate =
             ["validate", before, after, "--outputs-only", "--json", "--seeds", &seeds, "--runs", &runs];
         let found = self.command(&validate, session).output().context("cannot run dmopt")?;
@@ -212,7 +236,7 @@ impl Tool {
     }
 }
 
-fn table(rows: &[(&str, Vec<Compared>)], bench: &Bench) -> String {
+fn tables(rows: &[Row], bench: &Bench) -> String {
     let mut text = format!(
         "# Results
 
@@ -261,6 +285,28 @@ in one process by turns (times depend on what else the machine does):
             let _ = write!(text, " {:.1e}, {time} |", cell.max_rel);
         }
         text.push('\n');
+    }
+    text
+}
+
+fn table_of_forms(rows: &[Row]) -> String {
+    let mut text = "
+The first network in every form in which its mixing can be written; the shares are of what that form needs in a default
+session, and differences are those of the tuned one. In the forms f11 the weights are computed when the network runs, in
+some of them for each sample or pixel; in f12 the mixing is computed in double precision.
+
+| form | original, default | ort-cpu, default | ort-cpu, tuned | difference |
+|---|---|---|---|---|
+"
+    .to_string();
+    for (name, cells) in rows {
+        let [default, tuned] = &cells[..] else { continue };
+        let _ = write!(text, "| {name} | {} |", megabytes(default.before));
+        for cell in cells {
+            let share = cell.after as f64 / default.before.max(1) as f64;
+            let _ = write!(text, " {} ({share:.2}) |", megabytes(cell.after));
+        }
+        let _ = writeln!(text, " {:.1e} |", tuned.max_rel);
     }
     text
 }
