@@ -172,34 +172,27 @@ impl Tensor {
         Tensor::raw(dtype, dims, out).checked()
     }
 
-    /// The same tensor with each floating-point element changed (`f` gets its position and value) and rounded, one
-    /// element at a time: weights can be large.
+    /// The same tensor with each floating-point element changed and rounded, one element at a time: weights can be
+    /// large. `f` gets the number of the run of `run` elements that it is in, and its value.
     ///
     /// # Errors
     /// The data cannot be read, or are not floating-point numbers of at least 16 bits.
-    pub fn map_f64(&self, f: impl Fn(usize, f64) -> f64) -> Result<Tensor, TensorError> {
+    pub fn map_f64(&self, run: usize, f: impl Fn(usize, f64) -> f64) -> Result<Tensor, TensorError> {
         let b = self.bytes()?;
-        let mut out = Vec::with_capacity(b.len());
-        match self.dtype {
-            DType::F64 => chunks(&b)
-                .map(f64::from_le_bytes)
-                .enumerate()
-                .for_each(|(i, v)| out.extend(f(i, v).to_le_bytes())),
-            DType::F32 => chunks(&b)
-                .map(f32::from_le_bytes)
-                .enumerate()
-                .for_each(|(i, v)| out.extend((f(i, v.into()) as f32).to_le_bytes())),
-            DType::F16 => chunks(&b)
-                .map(f16::from_le_bytes)
-                .enumerate()
-                .for_each(|(i, v)| out.extend(f16::from_f64(f(i, v.to_f64())).to_le_bytes())),
-            DType::BF16 => chunks(&b)
-                .map(bf16::from_le_bytes)
-                .enumerate()
-                .for_each(|(i, v)| out.extend(bf16::from_f64(f(i, v.to_f64())).to_le_bytes())),
+        let data = match self.dtype {
+            DType::F64 => map_runs(&b, run, f64::from_le_bytes, f64::to_le_bytes, f),
+            DType::F32 => {
+                map_runs(&b, run, |c| f32::from_le_bytes(c).into(), |v| (v as f32).to_le_bytes(), f)
+            }
+            DType::F16 => {
+                map_runs(&b, run, |c| f16::from_le_bytes(c).to_f64(), |v| f16::from_f64(v).to_le_bytes(), f)
+            }
+            DType::BF16 => {
+                map_runs(&b, run, |c| bf16::from_le_bytes(c).to_f64(), |v| bf16::from_f64(v).to_le_bytes(), f)
+            }
             other => return Err(TensorError::Type(other)),
-        }
-        Ok(Tensor::raw(self.dtype, self.dims.clone(), out))
+        };
+        Ok(Tensor::raw(self.dtype, self.dims.clone(), data))
     }
 
     /// The part of the tensor with these indices on one axis. Elements stay where they are as far as the storage has
@@ -370,6 +363,23 @@ impl Tensor {
 
 fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
+}
+
+/// See [`Tensor::map_f64`].
+fn map_runs<const N: usize>(
+    bytes: &[u8],
+    run: usize,
+    read: impl Fn([u8; N]) -> f64,
+    write: impl Fn(f64) -> [u8; N],
+    f: impl Fn(usize, f64) -> f64,
+) -> Vec<u8> {
+    let mut out = vec![0; bytes.len()];
+    let run = run.max(1);
+    let runs = bytes.as_chunks().0.chunks(run).zip(out.as_chunks_mut().0.chunks_mut(run));
+    for (number, (from, to)) in runs.enumerate() {
+        from.iter().zip(to).for_each(|(from, to)| *to = write(f(number, read(*from))));
+    }
+    out
 }
 
 /// A constant sparse tensor in coordinate form.

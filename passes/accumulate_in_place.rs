@@ -317,7 +317,7 @@ fn negated(graph: &Graph, mut chain: Vec<Step>) -> Option<Vec<Step>> {
         Weight::Own(w) => {
             let tensor = graph.constant(*w).filter(|_| graph.readers(*w) == 1)?;
             tensor.byte_len().filter(|&bytes| bytes <= MAX_WEIGHT)?;
-            Weight::Negated(scaled_weight(&tensor, |_| -1.0)?)
+            Weight::Negated(scaled_weight(&tensor, tensor.elements()? as usize, |_| -1.0)?)
         }
         Weight::Negated(_) => return None,
     };

@@ -208,8 +208,8 @@ impl<'g> Layer<'g> {
             if tensor.byte_len().is_none_or(|bytes| bytes > MAX_WEIGHT) {
                 return Err(Miss::refused(format!("its weights '{}' are too large", name(w))));
             }
-            let channel = self.channel_of_weight(&tensor).ok_or(Miss::NoMatch)?;
-            let scaled = scaled_weight(&tensor, |i| affine.scale[channel(i)])
+            let (run, channel) = self.channels_of_weight(&tensor).ok_or(Miss::NoMatch)?;
+            let scaled = scaled_weight(&tensor, run, |run| affine.scale[channel(run)])
                 .ok_or_else(|| Miss::refused("a scaled weight does not fit its type"))?;
             patch.constant(&format!("{}_scaled", name(w)), scaled)
         };
@@ -240,8 +240,8 @@ impl<'g> Layer<'g> {
         Ok(patch.add_op(new.result_named(&hint)))
     }
 
-    /// The channel that each element of the weights serves.
-    fn channel_of_weight(&self, weight: &Tensor) -> Option<impl Fn(usize) -> usize + use<>> {
+    /// Elements of the weights in a row that serve the same channel, and the channel of each such run.
+    fn channels_of_weight(&self, weight: &Tensor) -> Option<(usize, impl Fn(usize) -> usize + use<>)> {
         let count = weight.elements()? as usize;
         let rows = *weight.dims.first()? as usize;
         let row = count.checked_div(rows)?;
@@ -263,13 +263,12 @@ impl<'g> Layer<'g> {
         if !fits || row == 0 || columns == 0 || row % columns != 0 && !by_row {
             return None;
         }
-        Some(move |i: usize| {
-            if by_row {
-                return i / row;
-            }
-            let first = (i / row) / (rows / groups) * columns;
-            first + (i % row) / (row / columns)
-        })
+        let run = if by_row { row } else { row / columns };
+        let channel = move |run: usize| match by_row {
+            true => run,
+            false => run / columns / (rows / groups) * columns + run % columns,
+        };
+        Some((run, channel))
     }
 
     /// What is added for each channel, if anything is.

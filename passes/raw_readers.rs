@@ -131,11 +131,11 @@ impl Normalized<'_> {
         if groups == 0 || !filters.is_multiple_of(groups) || each * groups != scale.len() || kernel == 0 {
             return Err(Miss::NoMatch);
         }
-        let channel = |i: usize| {
-            let (filter, within) = (i / (each * kernel), i / kernel % each);
+        let channel = |run: usize| {
+            let (filter, within) = (run / each, run % each);
             filter / (filters / groups) * each + within
         };
-        let scaled = scaled_weight(&weight, |i| scale[channel(i)]);
+        let scaled = scaled_weight(&weight, kernel, |run| scale[channel(run)]);
         let scaled = scaled.ok_or_else(|| Miss::refused("a scaled weight does not fit its type"))?;
         let mut bias = match conv.input(2) {
             None => vec![0.0; filters],
@@ -144,7 +144,10 @@ impl Normalized<'_> {
                 own.to_f64().map_err(|error| Miss::refused(error.to_string()))?
             }
         };
-        values.iter().enumerate().for_each(|(i, w)| bias[i / (each * kernel)] += w * shift[channel(i)]);
+        values
+            .iter()
+            .enumerate()
+            .for_each(|(i, w)| bias[i / (each * kernel)] += w * shift[channel(i / kernel)]);
         let bias = Array { dims: vec![filters as u64], data: bias }.tensor(weight.dtype);
         let bias = bias.ok_or_else(|| Miss::refused("its bias does not fit its type"))?;
         let name = &graph.value(w).name;

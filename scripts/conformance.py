@@ -15,7 +15,7 @@ model, so that a crash is a result like any other. A verdict is the first of the
     unjudged  neither runtime runs the original
     ok
 
-Usage: conformance.py MODELS --dmopt PATH [--peers] [--sample N] [--markdown FILE --command TEXT]
+Usage: conformance.py MODELS --dmopt PATH [--peers] [--keep] [--sample N] [--markdown FILE --command TEXT]
 """
 
 from __future__ import annotations
@@ -376,6 +376,14 @@ def targets(binary: Path) -> list[str]:
     return found[1].split(", ")
 
 
+def earlier(path: Path) -> list[tuple[str, Case, str, str]]:
+    """The results of an earlier run."""
+    if not path.is_file():
+        return []
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    return [(tool, Case(name, variant, 0.0, 0.0), verdict, reason) for tool, variant, name, verdict, reason in rows]
+
+
 def table(counts: collections.Counter, tools: list[str]) -> str:
     lines = [f"| optimizer | variant | models | {' | '.join(VERDICTS)} |", "|---" * 2 + "|---:" * 9 + "|"]
     for tool in tools:
@@ -433,6 +441,8 @@ def main() -> int:
     add("models", type=Path, help="what scripts/backend_models.py wrote")
     add("--dmopt", type=Path, required=True, metavar="PATH", help="the binary")
     add("--peers", action="store_true", help="other optimizers too")
+    add("--only", help="only these optimizers, separated by commas")
+    add("--keep", action="store_true", help="verdicts on other optimizers stay those of the last run in the folder")
     add("--targets", help="what dmopt optimizes for, separated by commas [default: all]")
     add("--sample", type=int, metavar="N", help="only N models, evenly spread")
     add("--work", type=Path, default=Path("target/conformance"), help="folder for models (default %(default)s)")
@@ -448,6 +458,7 @@ def main() -> int:
     rows.sort(key=lambda row: row[1])
     if arguments.sample:
         rows = [rows[i * len(rows) // arguments.sample] for i in range(min(arguments.sample, len(rows)))]
+    kept = earlier(work / "results.tsv") if arguments.keep else []
     shutil.rmtree(work, ignore_errors=True)
     cases = write_variants(arguments.models, work, rows)
     chosen = arguments.targets.split(",") if arguments.targets else targets(arguments.dmopt)
@@ -456,8 +467,9 @@ def main() -> int:
         tools += PEERS
         for package in PEERS.values():
             __import__(package)
-    results = []
-    for tool in tools:
+    running = [tool for tool in tools if not arguments.only or tool in arguments.only.split(",")]
+    results = [result for result in kept if result[0] not in running]
+    for tool in running:
         begin = time.monotonic()
         # A process of the pool is replaced now and then: libraries leak.
         with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=200) as pool:
@@ -468,8 +480,8 @@ def main() -> int:
                 if tool.startswith("dmopt") and verdict in FAILURES:
                     print(f"{verdict:8} {case.variant} {case.name}: {reason[:300]}", flush=True)
         print(f"{tool}: {len(cases)} cases in {time.monotonic() - begin:.0f} s", flush=True)
-    lines = sorted("\t".join([t, c.variant, c.name, v, reason]) for t, c, v, reason in results)
-    (work / "results.tsv").write_text("\n".join(lines) + "\n")
+        lines = sorted("\t".join([t, c.variant, c.name, v, reason]) for t, c, v, reason in results)
+        (work / "results.tsv").write_text("\n".join(lines) + "\n")
     counts = collections.Counter((tool, case.variant, verdict) for tool, case, verdict, _ in results)
     print(table(counts, tools))
     if arguments.markdown:

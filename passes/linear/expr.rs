@@ -126,7 +126,7 @@ impl Expr {
             Expr::Rows { of, by } => {
                 let tensor = graph.constant(*of)?;
                 let row = tensor.elements()? as usize / by.len().max(1);
-                let scaled = scaled_weight(&tensor, |i| by[i / row])?;
+                let scaled = scaled_weight(&tensor, row, |row| by[row])?;
                 patch.constant(&format!("{}_scaled", graph.value(*of).name), scaled)
             }
             Expr::Op { op_type, axis, args } => {
@@ -176,16 +176,17 @@ impl Placement {
 /// Weights of more bytes than this are not rewritten, nor copied in parts.
 pub const MAX_WEIGHT: u64 = 256 << 20;
 
-/// A weight with each element multiplied. `None` when it cannot be read, when an element comes to lie beyond what the
-/// type holds, or so close to zero that the type drops digits of it.
-pub fn scaled_weight(weight: &Tensor, by: impl Fn(usize) -> f64) -> Option<Tensor> {
+/// A weight with each element multiplied, every run of so many elements by one factor. `None` when it cannot be read, when
+/// an element comes to lie beyond what the type holds, or so close to zero that the type drops digits of it.
+pub fn scaled_weight(weight: &Tensor, run: usize, by: impl Fn(usize) -> f64) -> Option<Tensor> {
     let (smallest, largest) = (Tensor::smallest_normal(weight.dtype)?, Tensor::largest(weight.dtype)?);
+    let factors: Vec<f64> = (0..(weight.elements()? as usize).div_ceil(run.max(1))).map(by).collect();
     let unfit = std::cell::Cell::new(false);
-    let scaled = weight.map_f64(|i, v| {
-        let by = by(i);
+    let scaled = weight.map_f64(run, |number, v| {
+        let by = factors[number];
         let scaled = v * by;
         let lost = scaled.abs() < smallest && v.abs() >= smallest && by != 0.0;
-        unfit.set(unfit.get() || (v.is_finite() && (lost || scaled.is_nan() || scaled.abs() > largest)));
+        unfit.set(unfit.get() | (v.is_finite() & (lost | scaled.is_nan() | (scaled.abs() > largest))));
         scaled
     });
     scaled.ok().filter(|_| !unfit.get())
