@@ -501,6 +501,46 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_tried_where_sizes_other_than_the_number_of_samples_are_open() {
+        let (taken, refused) = choose(&SUMS.replace("float[64] x", "float[n] x"), &Options::default());
+        assert_eq!((taken.len(), refused.len()), (1, 0));
+        let columns = SUMS.replace("float[64] x", "float[4,n] x").replace("float[1] y", "float[1,n] y");
+        let (taken, refused) = choose(&columns, &Options::default());
+        let expected = "graph 'f': what pays depends on the size 'n', which is open";
+        assert_eq!((taken.len(), refused), (0, vec![expected.to_string()]));
+    }
+
+    #[test]
+    fn memory_that_is_held_at_the_peak_is_hot_for_what_was_in_it_and_what_will_be() {
+        let text = "f (float[64] x) => (float[64] y) <int64[1] axis = {0}> {
+            a = Exp(x)  p = ReduceSum(a, axis)  c = Concat<axis = 0>(x, x)  q = ReduceSum(c, axis)
+            z = Neg(x)  u = Add(z, p)  y = Add(u, q)
+        }";
+        let mut model = parse_model(text).unwrap();
+        infer::infer_graph(&mut model.graph);
+        let planning = Planning::default();
+        let timeline = planning.sized(&model.graph).timeline_in(&order_of(&model.graph)).unwrap();
+        let names = hot(&timeline, &model.graph);
+        assert_eq!(["a", "c", "z", "u"].map(|name| names.contains(name)), [true, true, true, false]);
+    }
+
+    #[test]
+    fn as_much_less_often_is_better() {
+        let trial = |peak, crests| Trial {
+            taken: Taken::new(),
+            peaks: vec![peak],
+            crests,
+            flops: 0,
+            ops: 0,
+            next: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        };
+        let beats = |a: (u64, usize), b: (u64, usize)| trial(a.0, a.1).beats(&trial(b.0, b.1));
+        assert!(beats((1000, 1), (1000, 2)) && beats((900, 3), (1000, 2)));
+        assert!(!beats((1000, 2), (1000, 2)) && !beats((1001, 1), (1000, 2)) && !beats((999, 2), (1000, 2)));
+    }
+
+    #[test]
     fn arithmetic_is_bounded() {
         let less = Options { max_flops_ratio: Some(0.5), ..Options::default() };
         let (taken, refused) = choose(SUMS, &less);

@@ -45,6 +45,9 @@ fn programs_in_the_pages_have_the_session_that_is_printed() {
     let session = words(from(&code, "let environment")).replace("let session", "let mut session");
     let program = words(include_str!("../examples/serve.rs"));
     assert!(program.contains(&session.replace("\"model.opt.onnx\"", "path")), "{session}");
+    let code = desk.run("session model.opt.onnx --language cpp").succeeds().stdout();
+    let session = words(from(&code, "Ort::Env")).replace("ORT_TSTR(\"model.opt.onnx\")", "arguments[1]");
+    assert!(words(include_str!("../examples/serve.cpp")).contains(&session), "{session}");
 }
 
 #[test]
