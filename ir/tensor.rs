@@ -210,6 +210,11 @@ impl Tensor {
             _ => return Err(TensorError::Type(self.dtype)),
         };
         let all = self.byte_len().ok_or(TensorError::Type(self.dtype))?;
+        if all == 0 {
+            let mut dims = self.dims.clone();
+            dims[axis] = range.end - range.start;
+            return Ok(Tensor::raw(self.dtype, dims, Bytes::new()));
+        }
         let row = width * self.dims[axis + 1..].iter().product::<u64>();
         let (start, len) = (range.start * row, (range.end - range.start) * row);
         let mut dims = self.dims.clone();
@@ -241,9 +246,6 @@ impl Tensor {
             return Err(TensorError::Length { expected: all, found: block.len() as u64 });
         }
         let (stride, run) = (row * self.dims[axis], start as usize..(start + len) as usize);
-        if stride == 0 {
-            return Ok(part(Storage::Raw(Bytes::new())));
-        }
         Ok(part(Storage::Strided(Strided { block, stride: stride as usize, run })))
     }
 

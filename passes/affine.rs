@@ -13,7 +13,7 @@
 use dmopt_ir::{DType, Graph, NewOp, Op, OpId, Operand, Patch, Tensor, ValueId};
 
 use crate::Miss;
-use crate::linear::{Array, MAX_WEIGHT, scaled_weight};
+use crate::linear::{Array, MAX_CHANNELS, MAX_WEIGHT, scaled_weight};
 
 /// `y = scale * x + shift`, one of each for every channel.
 #[derive(Clone, PartialEq, Debug)]
@@ -167,7 +167,8 @@ impl<'g> Layer<'g> {
         let ty = graph.tensor_type(value).ok_or(Miss::NoMatch)?;
         let shape = ty.shape.as_ref().ok_or(Miss::NoMatch)?;
         let matrix = matches!(kind, Kind::Gemm | Kind::MatMul);
-        let channels = shape.get(1).and_then(|d| d.known()).ok_or(Miss::NoMatch)? as usize;
+        let channels = shape.get(1).and_then(|d| d.known()).filter(|&channels| channels <= MAX_CHANNELS);
+        let channels = channels.ok_or(Miss::NoMatch)? as usize;
         if !op.is_standard() || !ty.dtype.is_float() || (matrix && (shape.len() != 2 || graph.opset("") < 7))
         {
             return Err(Miss::NoMatch);

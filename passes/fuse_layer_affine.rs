@@ -122,6 +122,36 @@ mod tests {
     }
 
     #[test]
+    fn each_run_of_weights_is_scaled_by_its_own_channel() {
+        let case = |interface: &str, layer: &str, before: &str, scale: &str, after: &str| {
+            let (layer, scaled) = (format!("c = {layer} z = Mul(c, s)"), format!("z = {layer}"));
+            let text = model(interface, &format!("{before}, {scale} = {{1, 10, 100, 1000}}"), &layer);
+            check(PASS, &text, &model(interface, after, &scaled));
+        };
+        case(
+            "(float[1,4,5] x) => (float[1,4,7] z)",
+            "ConvTranspose<group = 2>(x, w)",
+            "float[4,2,3] w = {1,1,1,1,1,1, 2,2,2,2,2,2, 3,3,3,3,3,3, 4,4,4,4,4,4}",
+            "float[4,1] s",
+            "float[4,2,3] w = {1,1,1,10,10,10, 2,2,2,20,20,20, 300,300,300,3000,3000,3000, 400,400,400,4000,4000,4000}",
+        );
+        case(
+            "(float[2,2] x) => (float[2,4] z)",
+            "Gemm<transB = 1>(x, w)",
+            "float[4,2] w = {1, 2, 3, 4, 5, 6, 7, 8}",
+            "float[4] s",
+            "float[4,2] w = {1, 2, 30, 40, 500, 600, 7000, 8000}",
+        );
+        case(
+            "(float[3,2] x) => (float[3,4] z)",
+            "Gemm(x, w)",
+            "float[2,4] w = {1, 2, 3, 4, 5, 6, 7, 8}",
+            "float[4] s",
+            "float[2,4] w = {1, 20, 300, 4000, 5, 60, 700, 8000}",
+        );
+    }
+
+    #[test]
     fn what_varies_within_a_channel_stays() {
         let interface = "(float[1,1,2,2] x) => (float[1,2,2,2] z)";
         for constant in ["float[2] s = {2.0, 3.0}", "float[2,1] s = {2.0, 3.0}", "float[2,2,2] s"] {

@@ -219,6 +219,11 @@ pub(crate) fn order_of(graph: &Graph) -> Vec<OpId> {
     graph.order().unwrap_or_default()
 }
 
+/// Number of operators of a graph and of the bodies in it.
+pub(crate) fn operators(graph: &Graph) -> usize {
+    graph.ops().map(|op| 1 + graph.op(op).bodies().map(operators).sum::<usize>()).sum()
+}
+
 /// Called with the name of a pass and the round.
 pub type Progress<'a> = &'a dyn Fn(&str, usize);
 

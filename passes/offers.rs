@@ -16,7 +16,7 @@ use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer};
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
-use crate::{Context, Log, Miss, Offer, Options, Pass, order_of, schedule_for_memory};
+use crate::{Context, Log, Miss, Offer, Options, Pass, operators, order_of, schedule_for_memory};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
 pub(crate) type Key = (&'static str, String);
@@ -49,6 +49,7 @@ pub(crate) struct Offers<'a> {
 }
 
 /// A copy of the graph with some offers taken.
+#[derive(Clone)]
 struct Trial {
     taken: Taken,
     /// The peak in bytes, at each of the sizes that matter.
@@ -56,7 +57,7 @@ struct Trial {
     /// How often the graph comes near to the first of them.
     crests: usize,
     flops: u128,
-    /// Number of operators.
+    /// Number of operators, those of bodies too.
     ops: usize,
     /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
@@ -121,6 +122,9 @@ impl Offers<'_> {
             Some(trial)
         };
         let fits = |best: &Trial| self.options.budget_bytes.is_some_and(|budget| best.peaks[0] <= budget);
+        // The last that was lower, and not only as low less often: what stays if there is no work left to take back what
+        // did not lead further.
+        let mut lowest = best.clone();
         while !fits(&best) {
             let next: Vec<(&Key, &Range<usize>)> =
                 best.next.iter().filter(|(key, _)| !useless.contains_key(*key)).collect();
@@ -134,12 +138,12 @@ impl Offers<'_> {
                 taken.extend(step.iter().cloned());
                 let Some(trial) = attempt(&taken) else { break };
                 let too_much = trial.flops as f64 > allowed;
-                if !too_much && trial.beats(&best) {
+                if !too_much && (trial.beats(&best) || trial.no_worse(&best) && fits(&trial)) {
                     let enough = fits(&trial) || step.len() < next.len();
-                    if found
-                        .as_ref()
-                        .is_none_or(|found| trial.no_worse(found) && trial.is_below(found, WORTH_A_LEVEL))
-                    {
+                    let better = |found: &Trial| {
+                        trial.no_worse(found) && (fits(&trial) || trial.is_below(found, WORTH_A_LEVEL))
+                    };
+                    if found.as_ref().is_none_or(better) {
                         found = Some(trial);
                     }
                     if enough {
@@ -155,6 +159,11 @@ impl Offers<'_> {
                 }
             }
             let Some(trial) = found else { break };
+            if trial.is_below(&lowest, WORTHWHILE) {
+                lowest = trial.clone();
+            }
+            // What came to nothing at one level may have helped at another.
+            useless.retain(|key, _| trial.taken.get(key) == best.taken.get(key));
             best = trial;
             refused.extend(best.refused.clone());
         }
@@ -176,7 +185,12 @@ impl Offers<'_> {
                 }
             }
         }
-        useless.extend(refused);
+        if left == 0 && !best.is_below(&lowest, WORTHWHILE) && lowest.taken.len() < best.taken.len() {
+            best = lowest;
+        }
+        for (key, reason) in refused {
+            useless.entry(key).or_insert(reason);
+        }
         for ((pass, result), reason) in useless {
             if !best.taken.contains_key(&(pass, result.clone())) {
                 logs.entry(pass).or_default().refuse(format!("'{result}'"), reason);
@@ -241,8 +255,8 @@ impl Offers<'_> {
                 next.insert(key.clone(), taken[key] + 1..*levels);
             }
         }
-        let flops = flops(sized.graph());
-        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops: order.len(), next, refused })
+        let (flops, ops) = (flops(sized.graph()), operators(&graph));
+        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops, next, refused })
     }
 
     /// Lets each pass take what is in `taken`, and again while that makes more possible. `take` adds to what is done.
@@ -399,7 +413,7 @@ fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
 #[cfg(test)]
 mod tests {
     use dmopt_ir::text::{canonical, parse_model};
-    use dmopt_ir::{NewOp, OpId, ValueId};
+    use dmopt_ir::{NewOp, OpId, Sizes, ValueId};
 
     use super::*;
     use crate::{Planning, Stage};
@@ -505,9 +519,38 @@ mod tests {
         let (taken, refused) = choose(&SUMS.replace("float[64] x", "float[n] x"), &Options::default());
         assert_eq!((taken.len(), refused.len()), (1, 0));
         let columns = SUMS.replace("float[64] x", "float[4,n] x").replace("float[1] y", "float[1,n] y");
-        let (taken, refused) = choose(&columns, &Options::default());
         let expected = "graph 'f': what pays depends on the size 'n', which is open";
-        assert_eq!((taken.len(), refused), (0, vec![expected.to_string()]));
+        let both = SUMS.replace("float[64] x", "float[n] x, float[2,n] m");
+        for text in [&columns, &both] {
+            let (taken, refused) = choose(text, &Options::default());
+            assert_eq!((taken.len(), refused), (0, vec![expected.to_string()]));
+        }
+        for sizes in [
+            Sizes { dims: [("n".to_string(), 64)].into(), ..Sizes::default() },
+            Sizes { shapes: [("x".to_string(), vec![4, 64])].into(), ..Sizes::default() },
+        ] {
+            let given = Options { planning: Planning { sizes, ..Planning::default() }, ..Options::default() };
+            let (taken, refused) = choose(&columns, &given);
+            assert_eq!((taken.len(), refused.len()), (1, 0));
+        }
+    }
+
+    #[test]
+    fn a_level_that_fits_is_taken_though_a_milder_one_needs_little_more() {
+        let chain = |count: usize| {
+            let parts: Vec<String> = (0..count).map(|i| format!("a{i}")).collect();
+            let ops: Vec<String> = parts.iter().map(|a| format!("{a} = Exp(x)")).collect();
+            format!(
+                "f (float[64] x) => (float[64] y) {{ {} s = Sum({}) y = Neg(s) }}",
+                ops.join(" "),
+                parts.join(", ")
+            )
+        };
+        // 65 buffers of 256 bytes, and one fewer for each level.
+        let budget = Options { budget_bytes: Some(61 * 256), ..Options::default() };
+        let (taken, _) = choose(&chain(64), &budget);
+        let all = choose(&chain(64), &Options::default()).0;
+        assert!(taken.values().sum::<usize>() < all.values().sum::<usize>(), "{taken:?} {all:?}");
     }
 
     #[test]

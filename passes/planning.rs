@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use dmopt_ir::{Graph, OpId, Sizes};
+use dmopt_ir::{Def, Graph, OpId, Sizes};
 use dmopt_memory::ort::{self, Order, Settings, Timeline, execution_order};
 use dmopt_memory::{Kernels, Unknown};
 
@@ -83,34 +83,58 @@ pub(crate) struct Sized<'g> {
 }
 
 impl Planning {
-    /// A size that nobody gave, other than that of the outermost dimension of an input: what a network needs is mostly in
-    /// proportion to the number of samples, so the best for some is the best for any, but what needs most may change with
-    /// others.
+    /// A size that nobody gave, and that is more than the number of samples, the outermost dimension of inputs: what a
+    /// network needs is mostly in proportion to that, so the best for some is the best for any, but what needs most may
+    /// change with others.
     pub(crate) fn open_size(&self, graph: &Graph) -> Option<String> {
-        let open = symbols(graph)
-            .into_iter()
-            .find(|(name, is_first)| !is_first && !self.sizes.dims.contains_key(name));
-        open.map(|(name, _)| name)
+        self.open(graph).into_iter().find(|(_, place)| place.within).map(|(name, _)| name)
     }
 
     /// The graph with sizes for everything.
     pub(crate) fn sized<'g>(&self, graph: &'g Graph) -> Sized<'g> {
-        let symbols = symbols(graph);
+        let open = self.open(graph);
         let with_sizes = |(first, other): (u64, u64)| {
             let mut sizes = self.sizes.clone();
-            for (name, is_first) in &symbols {
-                sizes.dims.entry(name.clone()).or_insert(if *is_first { first } else { other });
+            for (name, place) in &open {
+                sizes.dims.entry(name.clone()).or_insert(if place.first { first } else { other });
             }
             Cow::Owned(graph.with_sizes(&sizes))
         };
-        let open = symbols.keys().any(|name| !self.sizes.dims.contains_key(name));
-        let sized = match (open, self.sizes == Sizes::default()) {
-            (true, _) => ASSUMED.into_iter().map(with_sizes).collect(),
-            (false, true) => vec![Cow::Borrowed(graph)],
-            (false, false) => vec![with_sizes(ASSUMED[0])],
+        let sized = match (open.is_empty(), self.sizes == Sizes::default()) {
+            (false, _) => ASSUMED.into_iter().map(with_sizes).collect(),
+            (true, true) => vec![Cow::Borrowed(graph)],
+            (true, false) => vec![with_sizes(ASSUMED[0])],
         };
         Sized { graph, sized, kernels: self.target.kernels() }
     }
+
+    /// Dimensions of the inputs, and of what a body takes from outside, that nobody gave a size, by name.
+    fn open(&self, graph: &Graph) -> BTreeMap<String, Place> {
+        let mut open: BTreeMap<String, Place> = BTreeMap::new();
+        for value in graph.values().filter(|&v| graph.producer(v).is_none()) {
+            let is_input = matches!(graph.value(value).def, Def::Input { .. });
+            if is_input && self.sizes.shapes.contains_key(&graph.value(value).name) {
+                continue;
+            }
+            for (axis, name) in graph.open_dims_of(value) {
+                if !self.sizes.dims.contains_key(&name) {
+                    let place = open.entry(name).or_default();
+                    place.first |= axis == 0;
+                    place.within |= axis > 0;
+                }
+            }
+        }
+        open
+    }
+}
+
+/// Where an open dimension stands.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// First in a shape.
+    first: bool,
+    /// Elsewhere.
+    within: bool,
 }
 
 impl Sized<'_> {
@@ -167,16 +191,4 @@ impl Sized<'_> {
         let settings = Settings { kernels: self.kernels, ..Settings::default() };
         Ok(ort::plan_order(self.graph, sized, runs, &settings)?.first_run)
     }
-}
-
-/// Names of the open dimensions of the inputs, and of what a body takes from outside; with true for those that come
-/// first in a shape.
-fn symbols(graph: &Graph) -> BTreeMap<String, bool> {
-    let mut symbols = BTreeMap::new();
-    for value in graph.values().filter(|&v| graph.producer(v).is_none()) {
-        for (axis, name) in graph.open_dims_of(value) {
-            *symbols.entry(name).or_insert(false) |= axis == 0;
-        }
-    }
-    symbols
 }

@@ -14,7 +14,7 @@ use dmopt_ir::{Graph, NewOp, OpId, Operand, Patch, Position, Slot, ValueId};
 
 use crate::Miss;
 use crate::affine::{Affine, elementwise};
-use crate::linear::{Array, scaled_weight};
+use crate::linear::{Array, MAX_WEIGHT, scaled_weight};
 
 /// By how much more than one rounding the raw result may be off.
 const CANCELS: f64 = 32.0;
@@ -122,13 +122,20 @@ impl Normalized<'_> {
         let w = conv.input(1).ok_or(Miss::NoMatch)?;
         let weight = graph.constant(w).filter(|_| graph.readers(w) == 1);
         let weight = weight.ok_or_else(|| refused("has weights that are shared or computed"))?;
+        if weight.byte_len().is_none_or(|bytes| bytes > MAX_WEIGHT) {
+            return Err(refused("has weights that are too large"));
+        }
         let values = weight.to_f64().map_err(|error| Miss::refused(error.to_string()))?;
         let groups = usize::try_from(conv.int("group").unwrap_or(1)).unwrap_or(0);
-        let [filters, each, kernel @ ..] = &weight.dims[..] else { return Err(Miss::NoMatch) };
+        let [filters, each, ..] = &weight.dims[..] else { return Err(Miss::NoMatch) };
         let (filters, each) = (*filters as usize, *each as usize);
-        let kernel = kernel.iter().product::<u64>() as usize;
+        let kernel = values.len() / filters.saturating_mul(each).max(1);
         let Affine { scale, shift } = self.affine.inverse();
-        if groups == 0 || !filters.is_multiple_of(groups) || each * groups != scale.len() || kernel == 0 {
+        if groups == 0
+            || !filters.is_multiple_of(groups)
+            || each.checked_mul(groups) != Some(scale.len())
+            || kernel == 0
+        {
             return Err(Miss::NoMatch);
         }
         let channel = |run: usize| {
@@ -141,7 +148,11 @@ impl Normalized<'_> {
             None => vec![0.0; filters],
             Some(bias) => {
                 let own = graph.constant(bias).ok_or_else(|| refused("has a computed bias"))?;
-                own.to_f64().map_err(|error| Miss::refused(error.to_string()))?
+                let own = own.to_f64().map_err(|error| Miss::refused(error.to_string()))?;
+                if own.len() != filters {
+                    return Err(Miss::NoMatch);
+                }
+                own
             }
         };
         values

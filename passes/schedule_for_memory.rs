@@ -42,7 +42,7 @@ use dmopt_memory::{Found, Limits, Scheduling, Unknown, Weight, polish, search};
 
 use crate::log::Schedule;
 use crate::planning::Sized;
-use crate::{Context, Pass, order_of};
+use crate::{Context, Pass, operators, order_of};
 
 /// See the header of this file.
 pub struct ScheduleForMemory;
@@ -130,7 +130,7 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
 /// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less
 /// for.
 fn polished(sized: &Sized<'_>, scheduling: &Scheduling, found: &Found, planned: usize) -> Vec<usize> {
-    let mut plans = planned / found.order.len().max(1);
+    let mut plans = planned / operators(sized.graph()).max(1);
     polish(scheduling.problem(), found.order.clone(), &mut |order| {
         plans = plans.checked_sub(1)?;
         let timeline = sized.timeline_in(&scheduling.order(order)).ok()?;

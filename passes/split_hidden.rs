@@ -147,7 +147,10 @@ impl Pass for SplitHidden {
     }
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
-        let region = channels::region_of(graph, offer)?;
+        let region = channels::region_of(graph, offer).and_then(|region| match is_wanted(&region) {
+            true => Ok(region),
+            false => Err(Miss::NoMatch),
+        })?;
         let count = COUNTS.get(level).ok_or(Miss::NoMatch)?;
         region.in_parts(&slices(&region, *count)?)
     }
@@ -156,7 +159,11 @@ impl Pass for SplitHidden {
 /// Sites whose channels all come from layers, and are not slices of others.
 fn found(graph: &Graph) -> impl Iterator<Item = Site<'_>> {
     let is_layer = |_: &Op, id: OpId| Layer::of(graph, id).is_some();
-    sites(graph, is_layer, |region| region.is_hidden() && !region.is_slice())
+    sites(graph, is_layer, is_wanted)
+}
+
+fn is_wanted(region: &Region<'_>) -> bool {
+    region.is_hidden() && !region.is_slice()
 }
 
 fn levels(region: &Region<'_>) -> usize {

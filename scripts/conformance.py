@@ -384,6 +384,11 @@ def earlier(path: Path) -> list[tuple[str, Case, str, str]]:
     return [(tool, Case(name, variant, 0.0, 0.0), verdict, reason) for tool, variant, name, verdict, reason in rows]
 
 
+def write_results(work: Path, results: list[tuple[str, Case, str, str]]) -> None:
+    lines = sorted("\t".join([t, c.variant, c.name, v, reason]) for t, c, v, reason in results)
+    (work / "results.tsv").write_text("".join(f"{line}\n" for line in lines))
+
+
 def table(counts: collections.Counter, tools: list[str]) -> str:
     lines = [f"| optimizer | variant | models | {' | '.join(VERDICTS)} |", "|---" * 2 + "|---:" * 9 + "|"]
     for tool in tools:
@@ -467,8 +472,12 @@ def main() -> int:
         tools += PEERS
         for package in PEERS.values():
             __import__(package)
-    running = [tool for tool in tools if not arguments.only or tool in arguments.only.split(",")]
+    only = arguments.only.split(",") if arguments.only else tools
+    if unknown := set(only) - set(tools):
+        raise SystemExit(f"no such optimizer: {', '.join(sorted(unknown))}; there are {', '.join(tools)}")
+    running = [tool for tool in tools if tool in only]
     results = [result for result in kept if result[0] not in running]
+    write_results(work, results)
     for tool in running:
         begin = time.monotonic()
         # A process of the pool is replaced now and then: libraries leak.
@@ -480,8 +489,9 @@ def main() -> int:
                 if tool.startswith("dmopt") and verdict in FAILURES:
                     print(f"{verdict:8} {case.variant} {case.name}: {reason[:300]}", flush=True)
         print(f"{tool}: {len(cases)} cases in {time.monotonic() - begin:.0f} s", flush=True)
-        lines = sorted("\t".join([t, c.variant, c.name, v, reason]) for t, c, v, reason in results)
-        (work / "results.tsv").write_text("\n".join(lines) + "\n")
+        write_results(work, results)
+    done = {tool for tool, *_ in results}
+    tools = [tool for tool in tools if tool in done]
     counts = collections.Counter((tool, case.variant, verdict) for tool, case, verdict, _ in results)
     print(table(counts, tools))
     if arguments.markdown:

@@ -182,6 +182,18 @@ fn what_would_grow_without_bounds_is_not_folded() {
     }
 }
 
+/// Lists of a number for each channel would be larger than the memory.
+#[test]
+fn there_may_be_any_number_of_channels() {
+    for text in [
+        "g (float[1,1152921504606846976] x) => (float[1,1152921504606846976] y) <float s = {2}> { y = Mul(x, s) }",
+        "g (float[1,1,1] x) => (float[1,1152921504606846976,1] y)
+         <float[1152921504606846976,0,1] w = {}, float s = {2}> { c = Conv(x, w) y = Mul(c, s) }",
+    ] {
+        passed(proto(text));
+    }
+}
+
 #[test]
 fn values_beyond_the_memory_are_not_computed_for_validation() {
     let text = "g (float[1] x) => (float[?,?] y) <int64[2] n = {1048576, 1048576}> {

@@ -186,7 +186,7 @@ impl Part<'_, '_> {
         let source = region.sources.iter().find(|source| source.op == by);
         let operand = match source {
             Some(source) if source.layer => self.of_layer(by, value)?,
-            Some(_) => self.of_concat(by, value),
+            Some(_) => self.of_concat(by, value)?,
             None => self.of_inner(by, value)?,
         };
         self.values.insert(value, operand);
@@ -211,17 +211,24 @@ impl Part<'_, '_> {
         Ok(self.emit_part(NewOp::like(graph, id, operands), id, value))
     }
 
-    fn of_concat(&mut self, id: OpId, value: ValueId) -> Operand {
+    fn of_concat(&mut self, id: OpId, value: ValueId) -> Result<Operand, Miss> {
         let region = self.region;
-        let parts = region.parts_of(id).into_iter();
-        let own = parts.filter(|(_, own)| self.range.start <= own.start && own.end <= self.range.end);
-        let own: Vec<Operand> = own.map(|(part, _)| part.into()).collect();
-        match own[..] {
+        let (mut own, mut at) = (Vec::new(), self.range.start);
+        for (part, range) in region.parts_of(id) {
+            if range.start == at && range.end <= self.range.end {
+                own.push(Operand::from(part));
+                at = range.end;
+            }
+        }
+        if at != self.range.end {
+            return Err(Miss::refused("a part ends within an operand of the Concat"));
+        }
+        Ok(match own[..] {
             [single] => single,
             _ => {
                 self.emit_part(NewOp::like(region.graph, id, own.into_iter().map(Some).collect()), id, value)
             }
-        }
+        })
     }
 
     fn of_inner(&mut self, id: OpId, value: ValueId) -> Result<Operand, Miss> {

@@ -4,6 +4,9 @@ use dmopt_ir::{DType, Dim, Shape, Tensor};
 
 use super::Expr;
 
+/// A file may say that a tensor has any number of channels; no list is made of more than this.
+pub const MAX_CHANNELS: u64 = 1 << 24;
+
 /// A constant that broadcasts against the tensor it scales, in f64.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Array {
@@ -93,8 +96,11 @@ impl Array {
     }
 
     /// One value for each of `channels` channels, when the array varies along the channel axis alone of a tensor
-    /// with `spatial` dimensions behind it.
+    /// with `spatial` dimensions behind it, and there are not more than [`MAX_CHANNELS`].
     pub fn per_channel(&self, channels: u64, spatial: usize) -> Option<Vec<f64>> {
+        if channels > MAX_CHANNELS {
+            return None;
+        }
         if let Some(value) = self.as_scalar() {
             return Some(vec![value; channels as usize]);
         }

@@ -23,6 +23,6 @@ mod find;
 mod stack;
 
 pub use expr::{Expr, MAX_WEIGHT, Placement, scaled_weight};
-pub use factor::{Array, Computed, Factor};
+pub use factor::{Array, Computed, Factor, MAX_CHANNELS};
 pub use find::{Combination, Finder, Form, Term};
 pub(crate) use stack::axis;

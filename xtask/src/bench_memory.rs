@@ -16,7 +16,7 @@ use crate::network::{Choices, LayerChoices};
 use crate::{network, test, torchvision};
 
 /// What to measure.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Bench {
     /// Only networks with this in their name
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -103,20 +103,30 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     let tool = Tool { program, library: test::onnx_runtime(&venv)? };
     let folder = target.join("bench-memory");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let mut networks = Vec::new();
+    let (mut networks, mut forms) = (Vec::new(), Vec::new());
+    // A run is long: what was measured stands in the document as soon as there is a row of it.
+    let write = |networks: &[Row], forms: &[Row]| {
+        let mut text = tables(networks, bench);
+        if !forms.is_empty() {
+            text += &table_of_forms(forms);
+        }
+        std::fs::write(&bench.output, text)
+            .with_context(|| format!("cannot write {}", bench.output.display()))
+    };
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
-        networks.push(tool.row(network.name, &original, &TARGETS, bench.runs, bench)?);
+        networks.push(tool.row(network.name, &original, &TARGETS, bench)?);
+        write(&networks, &forms)?;
     }
-    let mut forms = Vec::new();
+    let of_forms = Bench { runs: 0, quick: true, ..bench.clone() };
     for form in FORMS.iter().map(|form| form.name()).filter(|name| name.contains(&bench.only)) {
         let network = Network { name: form, source: Source::Form(form) };
         let original = network.build(&folder).with_context(|| format!("cannot build form {form}"))?;
-        forms.push(tool.row(form, &original, &TARGETS[1..], 0, bench)?);
+        forms.push(tool.row(form, &original, &TARGETS[1..], &of_forms)?);
+        write(&networks, &forms)?;
     }
     ensure!(!networks.is_empty() || !forms.is_empty(), "no network has '{}' in its name", bench.only);
-    let text = tables(&networks, bench) + &table_of_forms(&forms);
-    std::fs::write(&bench.output, text).with_context(|| format!("cannot write {}", bench.output.display()))
+    Ok(())
 }
 
 impl Network {
@@ -183,13 +193,12 @@ impl Tool {
         name: &'static str,
         original: &Path,
         targets: &[&str],
-        runs: u32,
         bench: &Bench,
     ) -> anyhow::Result<Row> {
         let mut cells = Vec::new();
         for session in SESSIONS {
             for target in targets {
-                let compared = self.compare(original, target, session, runs, bench)?;
+                let compared = self.compare(original, target, session, bench)?;
                 println!(
                     "{name}: {target}, {session} session: {} -> {} bytes, max rel {:.1e}, latency {:.2?}",
                     compared.before, compared.after, compared.max_rel, compared.latency
@@ -205,7 +214,6 @@ impl Tool {
         original: &Path,
         target: &str,
         session: &str,
-        runs: u32,
         bench: &Bench,
     ) -> anyhow::Result<Compared> {
         let result = original.with_extension(format!("{target}.{session}.onnx"));
@@ -217,7 +225,7 @@ impl Tool {
             false => optimize.args(["--validate-with", "ort"]),
         };
         test::call(&mut optimize)?;
-        let (seeds, runs) = (bench.seeds.to_string(), runs.to_string());
+        let (seeds, runs) = (bench.seeds.to_string(), bench.runs.to_string());
         let validate =
             ["validate", before, after, "--outputs-only", "--json", "--seeds", &seeds, "--runs", &runs];
         let found = self.command(&validate, session).output().context("cannot run dmopt")?;
@@ -292,7 +300,7 @@ in one process by turns (times depend on what else the machine does):
 fn table_of_forms(rows: &[Row]) -> String {
     let mut text = "
 The first network in every form in which its mixing can be written; the shares are of what that form needs in a default
-session, and differences are those of the tuned one. In the forms f11 the weights are computed when the network runs, in
+session, and differences are those of the tuned one. Nothing is chosen by measuring here. In the forms f11 the weights are computed when the network runs, in
 some of them for each sample or pixel; in f12 the mixing is computed in double precision.
 
 | form | original, default | ort-cpu, default | ort-cpu, tuned | difference |
