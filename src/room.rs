@@ -20,7 +20,13 @@ fn least(graph: &Graph) -> u64 {
         let mut values: Vec<_> = op.operands().chain(op.results()).collect();
         values.sort_unstable();
         values.dedup();
-        values.into_iter().filter_map(|v| graph.tensor_type(v)?.bytes()).fold(0u64, u64::saturating_add)
+        let bytes = |v| {
+            let ty = graph.tensor_type(v)?;
+            // What is known and yet has no number of bytes has more than there are numbers for.
+            let too_many = || (ty.dims().is_some() && ty.dtype.bits().is_some()).then_some(u64::MAX);
+            ty.bytes().or_else(too_many)
+        };
+        values.into_iter().filter_map(bytes).fold(0u64, u64::saturating_add)
     };
     graph.ops().map(of_op).max().unwrap_or(0)
 }
@@ -58,5 +64,6 @@ mod tests {
         };
         assert_eq!(of(10), None);
         assert!(of(1 << 50).unwrap().contains("one operator alone takes 9007199254740992 bytes"));
+        assert!(of(1 << 60).unwrap().contains("one operator alone takes 18446744073709551615 bytes"));
     }
 }
