@@ -413,6 +413,7 @@ def failures(results: list[tuple[str, Case, str, str]], tools: list[str]) -> str
 
 def document(arguments: argparse.Namespace, results: list, counts: collections.Counter, tools: list[str]) -> str:
     version = subprocess.run([arguments.dmopt, "--version"], capture_output=True, text=True).stdout.strip()
+    others = " and through other optimizers" if any(name in PEERS for name in tools) else ""
     used = [version] + [f"{name} {metadata.version(PEERS[name])}" for name in tools if name in PEERS]
     judges = [f"{name} {metadata.version(name)}" for name in ("onnx", "onnxruntime")]
     models = len({case.name for _, case, _, _ in results})
@@ -420,7 +421,7 @@ def document(arguments: argparse.Namespace, results: list, counts: collections.C
     meaning = (__doc__ or "").split("\n\n", 1)[1].rsplit("\n\n", 1)[0]
     return f"""# Conformance
 
-{extent} through dmopt, with all passes, and through other optimizers. Written by
+{extent} through dmopt, with all passes{others}. Written by
 
 ```sh
 # not run by the tests: takes long, and a network

@@ -18,9 +18,12 @@ pub struct Conformance {
     /// Only this many models, evenly spread
     #[arg(long, value_name = "N")]
     sample: Option<u32>,
-    /// Other optimizers too, and write docs/conformance.md
+    /// Other optimizers too
     #[arg(long)]
     peers: bool,
+    /// Write the table to this document
+    #[arg(long, value_name = "FILE.md")]
+    output: Option<String>,
 }
 
 /// Runs the models of the ONNX backend tests through dmopt.
@@ -32,10 +35,12 @@ pub fn conformance(choices: &Conformance) -> anyhow::Result<()> {
     script.arg("scripts/conformance.py").arg(&models).arg("--dmopt").arg(release()?);
     let sample = choices.sample.map(|count| count.to_string());
     script.args(sample.iter().flat_map(|count| ["--sample", count]));
-    if choices.peers {
-        let option = sample.map(|count| format!(" --sample {count}")).unwrap_or_default();
-        script.args(["--peers", "--markdown", "docs/conformance.md", "--command"]);
-        script.arg(format!("cargo xtask onnx-backend --peers{option}"));
+    let peers = if choices.peers { " --peers" } else { "" };
+    script.args(peers.split_whitespace());
+    if let Some(output) = &choices.output {
+        let sample = sample.map(|count| format!(" --sample {count}")).unwrap_or_default();
+        let line = format!("cargo xtask onnx-backend{peers}{sample} --output {output}");
+        script.args(["--markdown", output, "--command", &line]);
     }
     call(&mut script)
 }
