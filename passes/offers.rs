@@ -167,24 +167,7 @@ impl Offers<'_> {
             best = trial;
             refused.extend(best.refused.clone());
         }
-        // Backwards: what was needed first is needed most.
-        for (key, level) in best.taken.clone().into_iter().rev() {
-            let mut without = best.taken.clone();
-            without.remove(&key);
-            let milder = (0..level).map(Some);
-            for milder in std::iter::once(None).chain(milder) {
-                let mut fewer = without.clone();
-                fewer.extend(milder.map(|level| (key.clone(), level)));
-                let Some(trial) = attempt(&fewer) else { break };
-                if trial.no_worse(&best) {
-                    if !fewer.contains_key(&key) {
-                        useless.insert(key.clone(), "the peak is as low without it".to_string());
-                    }
-                    best = trial;
-                    break;
-                }
-            }
-        }
+        take_back(&mut best, &mut attempt, &mut useless);
         if left == 0 && !best.is_below(&lowest, WORTHWHILE) && lowest.taken.len() < best.taken.len() {
             best = lowest;
         }
@@ -345,6 +328,31 @@ impl Offers<'_> {
         rewriter: &mut Rewriter<'_>,
     ) {
         self.take(pass, taken, done, rewriter, &mut HashMap::new(), &mut |_, _| {});
+    }
+}
+
+/// Takes back what is as good undone, or at a milder level; backwards, because what was needed first is needed most.
+fn take_back(
+    best: &mut Trial,
+    attempt: &mut dyn FnMut(&Taken) -> Option<Trial>,
+    useless: &mut BTreeMap<Key, String>,
+) {
+    for (key, level) in best.taken.clone().into_iter().rev() {
+        for milder in std::iter::once(None).chain((0..level).map(Some)) {
+            let mut fewer = best.taken.clone();
+            match milder {
+                Some(milder) => _ = fewer.insert(key.clone(), milder),
+                None => _ = fewer.remove(&key),
+            }
+            let Some(trial) = attempt(&fewer) else { return };
+            if trial.no_worse(best) {
+                if milder.is_none() {
+                    useless.insert(key, "the peak is as low without it".to_string());
+                }
+                *best = trial;
+                break;
+            }
+        }
     }
 }
 
