@@ -51,6 +51,12 @@ impl Tolerance {
         Tolerance { abs: factor * 2f64.powi(smallest), rel: factor * 2f64.powi(-digits) }
     }
 
+    /// The same for a model whose longest sum has so many terms: the root of their number over 512, if there are more.
+    pub fn for_sums(self, terms: u64) -> Tolerance {
+        let factor = (terms as f64 / 512.0).sqrt().max(1.0);
+        Tolerance { abs: self.abs * factor, rel: self.rel * factor }
+    }
+
     /// What values inside the graph are held to: 64 times as much, because they have no size of their own to keep.
     /// A difference of two almost equal tensors is as inaccurate as the tensors were, however small it is. Never
     /// more than 0.2 % (unless outputs may differ by more): a coefficient that is 1 % off must show.
@@ -421,6 +427,9 @@ mod tests {
         use Safety::{Approximates, Exact, Reassociates};
         assert_eq!(Tolerance::for_class(Exact, DType::F32, 50), Tolerance::EXACT);
         assert_eq!(Tolerance::for_class(Reassociates, DType::I64, 50), Tolerance::EXACT);
+        let usual = Tolerance::for_class(Reassociates, DType::F32, 4);
+        assert_eq!((usual.for_sums(1), usual.for_sums(512)), (usual, usual));
+        assert_eq!(usual.for_sums(2048).rel, 2.0 * usual.rel);
         let rel = |class, dtype, depth| Tolerance::for_class(class, dtype, depth).rel;
         let near = |value: f64, expected: f64| (value / expected - 1.0).abs() < 0.01;
         assert!(near(rel(Reassociates, DType::F32, 18), 1.05e-5));

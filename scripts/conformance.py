@@ -447,7 +447,7 @@ def main() -> int:
     add("models", type=Path, help="what scripts/backend_models.py wrote")
     add("--dmopt", type=Path, required=True, metavar="PATH", help="the binary")
     add("--peers", action="store_true", help="other optimizers too")
-    add("--only", help="only these optimizers, separated by commas")
+    add("--only", help="only these optimizers, separated by commas; none writes the document anew")
     add("--keep", action="store_true", help="verdicts on other optimizers stay those of the last run in the folder")
     add("--targets", help="what dmopt optimizes for, separated by commas [default: all]")
     add("--sample", type=int, metavar="N", help="only N models, evenly spread")
@@ -473,7 +473,7 @@ def main() -> int:
         tools += PEERS
         for package in PEERS.values():
             __import__(package)
-    only = arguments.only.split(",") if arguments.only else tools
+    only = tools if arguments.only is None else [tool for tool in arguments.only.split(",") if tool]
     if unknown := set(only) - set(tools):
         raise SystemExit(f"no such optimizer: {', '.join(sorted(unknown))}; there are {', '.join(tools)}")
     running = [tool for tool in tools if tool in only]
