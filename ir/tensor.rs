@@ -173,11 +173,15 @@ impl Tensor {
     }
 
     /// The same tensor with each floating-point element changed and rounded, one element at a time: weights can be
-    /// large. `f` gets the number of the run of `run` elements that it is in, and its value.
+    /// large. `f` gets the number of a run of `run` elements and gives what changes each of them.
     ///
     /// # Errors
     /// The data cannot be read, or are not floating-point numbers of at least 16 bits.
-    pub fn map_f64(&self, run: usize, f: impl Fn(usize, f64) -> f64) -> Result<Tensor, TensorError> {
+    pub fn map_f64<G: Fn(f64) -> f64>(
+        &self,
+        run: usize,
+        f: impl Fn(usize) -> G,
+    ) -> Result<Tensor, TensorError> {
         let b = self.bytes()?;
         let data = match self.dtype {
             DType::F64 => map_runs(&b, run, f64::from_le_bytes, f64::to_le_bytes, f),
@@ -210,16 +214,14 @@ impl Tensor {
             _ => return Err(TensorError::Type(self.dtype)),
         };
         let all = self.byte_len().ok_or(TensorError::Type(self.dtype))?;
+        let mut dims = self.dims.clone();
+        dims[axis] = range.end - range.start;
+        let part = |storage| Tensor { dtype: self.dtype, dims, storage, extra: Bytes::new() };
         if all == 0 {
-            let mut dims = self.dims.clone();
-            dims[axis] = range.end - range.start;
-            return Ok(Tensor::raw(self.dtype, dims, Bytes::new()));
+            return Ok(part(Storage::Raw(Bytes::new())));
         }
         let row = width * self.dims[axis + 1..].iter().product::<u64>();
         let (start, len) = (range.start * row, (range.end - range.start) * row);
-        let mut dims = self.dims.clone();
-        dims[axis] = range.end - range.start;
-        let part = |storage| Tensor { dtype: self.dtype, dims: dims.clone(), storage, extra: Bytes::new() };
         if self.dims[..axis].iter().all(|&dim| dim == 1) {
             match &self.storage {
                 Storage::Raw(bytes) if bytes.len() as u64 == row * self.dims[axis] => {
@@ -368,18 +370,19 @@ fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
 }
 
 /// See [`Tensor::map_f64`].
-fn map_runs<const N: usize>(
+fn map_runs<const N: usize, G: Fn(f64) -> f64>(
     bytes: &[u8],
     run: usize,
     read: impl Fn([u8; N]) -> f64,
     write: impl Fn(f64) -> [u8; N],
-    f: impl Fn(usize, f64) -> f64,
+    f: impl Fn(usize) -> G,
 ) -> Vec<u8> {
     let mut out = vec![0; bytes.len()];
     let run = run.max(1);
     let runs = bytes.as_chunks().0.chunks(run).zip(out.as_chunks_mut().0.chunks_mut(run));
     for (number, (from, to)) in runs.enumerate() {
-        from.iter().zip(to).for_each(|(from, to)| *to = write(f(number, read(*from))));
+        let change = f(number);
+        from.iter().zip(to).for_each(|(from, to)| *to = write(change(read(*from))));
     }
     out
 }

@@ -220,10 +220,10 @@ impl Offers<'_> {
         {
             order = better;
         }
-        let peaks = sized.peaks_in(&order).ok()?;
-        let timeline = sized.timeline_in(&order).ok()?;
-        let crests = near_peak(&timeline).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
-        let hot = hot(&timeline, &graph);
+        let timelines = sized.timelines_in(&order).ok()?;
+        let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
+        let crests = near_peak(&timelines[0]).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
+        let hot = hot(&timelines[0], &graph);
         let mut next: BTreeMap<Key, Range<usize>> = BTreeMap::new();
         for Open { key, relieves, levels, obstacle } in open {
             if relieves.iter().any(|name| hot.contains(name)) {

@@ -166,12 +166,20 @@ impl Sized<'_> {
     /// # Errors
     /// A size is not known.
     pub(crate) fn peaks_in(&self, order: &[OpId]) -> Result<Vec<u64>, Unknown> {
-        self.sized.iter().map(|sized| self.peak(sized, order)).collect()
+        Ok(self.timelines_in(order)?.iter().map(|timeline| timeline.peak_bytes).collect())
     }
 
     /// The first of [these](Sized::peaks_in).
     pub(crate) fn peak_in(&self, order: &[OpId]) -> Result<u64, Unknown> {
-        self.peak(self.graph(), order)
+        self.timeline_in(order).map(|timeline| timeline.peak_bytes)
+    }
+
+    /// What is in memory at each of the sizes, step by step, if operators are executed in this order.
+    ///
+    /// # Errors
+    /// A size is not known.
+    pub(crate) fn timelines_in(&self, order: &[OpId]) -> Result<Vec<Timeline>, Unknown> {
+        self.sized.iter().map(|sized| self.timeline(sized, order)).collect()
     }
 
     /// What is in memory at the sizes that matter most, step by step, if operators are executed in this order.
@@ -180,10 +188,6 @@ impl Sized<'_> {
     /// A size is not known.
     pub(crate) fn timeline_in(&self, order: &[OpId]) -> Result<Timeline, Unknown> {
         self.timeline(self.graph(), order)
-    }
-
-    fn peak(&self, sized: &Graph, order: &[OpId]) -> Result<u64, Unknown> {
-        self.timeline(sized, order).map(|timeline| timeline.peak_bytes)
     }
 
     fn timeline(&self, sized: &Graph, order: &[OpId]) -> Result<Timeline, Unknown> {

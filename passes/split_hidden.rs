@@ -147,12 +147,11 @@ impl Pass for SplitHidden {
     }
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
-        let region = channels::region_of(graph, offer).and_then(|region| match is_wanted(&region) {
-            true => Ok(region),
-            false => Err(Miss::NoMatch),
-        })?;
-        let count = COUNTS.get(level).ok_or(Miss::NoMatch)?;
-        region.in_parts(&slices(&region, *count)?)
+        let region = channels::region_of(graph, offer)?;
+        match COUNTS.get(level) {
+            Some(&count) if is_wanted(&region) => region.in_parts(&slices(&region, count)?),
+            _ => Err(Miss::NoMatch),
+        }
     }
 }
 

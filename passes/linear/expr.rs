@@ -180,16 +180,15 @@ pub const MAX_WEIGHT: u64 = 256 << 20;
 /// an element comes to lie beyond what the type holds, or so close to zero that the type drops digits of it.
 pub fn scaled_weight(weight: &Tensor, run: usize, by: impl Fn(usize) -> f64) -> Option<Tensor> {
     let (smallest, largest) = (Tensor::smallest_normal(weight.dtype)?, Tensor::largest(weight.dtype)?);
-    // Where each element has a factor of its own, a list of them would be larger than the weight.
-    let runs = if run > 1 { (weight.elements()? as usize).div_ceil(run) } else { 0 };
-    let factors: Vec<f64> = (0..runs).map(&by).collect();
-    let unfit = std::cell::Cell::new(false);
-    let scaled = weight.map_f64(run, |number, v| {
-        let by = factors.get(number).copied().unwrap_or_else(|| by(number));
-        let scaled = v * by;
-        let lost = scaled.abs() < smallest && v.abs() >= smallest && by != 0.0;
-        unfit.set(unfit.get() | (v.is_finite() & (lost | scaled.is_nan() | (scaled.abs() > largest))));
-        scaled
+    let unfit = &std::cell::Cell::new(false);
+    let scaled = weight.map_f64(run, |number| {
+        let by = by(number);
+        move |v| {
+            let scaled = v * by;
+            let lost = scaled.abs() < smallest && v.abs() >= smallest && by != 0.0;
+            unfit.set(unfit.get() | (v.is_finite() & (lost | scaled.is_nan() | (scaled.abs() > largest))));
+            scaled
+        }
     });
     scaled.ok().filter(|_| !unfit.get())
 }

@@ -13,7 +13,7 @@ use dmopt_fixtures::FORMS;
 use serde_json::Value;
 
 use crate::network::{Choices, LayerChoices};
-use crate::{network, test, torchvision};
+use crate::{network, peers, test, torchvision};
 
 /// What to measure.
 #[derive(Args, Clone)]
@@ -92,11 +92,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     let target = test::target_folder();
     let program = match &bench.dmopt {
         Some(program) => program.clone(),
-        None => {
-            let build = ["build", "--release", "--locked", "--no-default-features", "--features", "ort"];
-            test::call(Command::new(env!("CARGO")).args(build))?;
-            target.join("release/dmopt")
-        }
+        None => peers::release()?,
     };
     let venv = target.join("venv");
     test::make_venv(&venv, test::REQUIREMENTS)?;

@@ -68,7 +68,7 @@ fn python() -> anyhow::Result<PathBuf> {
 }
 
 /// The binary as it ships, without the embedded runtime, which has no part in this.
-fn release() -> anyhow::Result<PathBuf> {
+pub(crate) fn release() -> anyhow::Result<PathBuf> {
     let build = [
         "build",
         "--locked",
