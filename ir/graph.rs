@@ -253,15 +253,22 @@ impl Graph {
     /// # Errors
     /// An operator on a cycle. A built and rewritten graph has none.
     pub fn order(&self) -> Result<Vec<OpId>, OpId> {
-        let mut waiting = vec![0u32; self.op_bound()];
-        for edge in self.ops.edge_indices() {
-            if let Some((_, to)) = self.ops.edge_endpoints(edge)
-                && self.ops[edge].live
-            {
-                waiting[to.index()] += 1;
-            }
+        let key = |id: OpId| ((self.op(id).rank, self.op(id).born), id);
+        let live = || {
+            let live = self.ops.edge_references().filter(|edge| edge.weight().live);
+            live.map(|edge| (edge.source().index(), edge.target().index()))
+        };
+        // Mostly nothing stands before what it waits for.
+        let mut order: Vec<OpId> = self.ops().collect();
+        order.sort_unstable_by_key(|&id| key(id));
+        let mut place = vec![0u32; self.op_bound()];
+        order.iter().zip(0..).for_each(|(id, at)| place[id.index()] = at);
+        if live().all(|(from, to)| place[from] < place[to]) {
+            return Ok(order);
         }
-        let key = |id: OpId| Reverse(((self.op(id).rank, self.op(id).born), id));
+        let mut waiting = vec![0u32; self.op_bound()];
+        live().for_each(|(_, to)| waiting[to] += 1);
+        let key = |id| Reverse(key(id));
         let mut ready: BinaryHeap<_> = self.ops().filter(|id| waiting[id.index()] == 0).map(key).collect();
         let mut order = Vec::with_capacity(self.ops.node_count());
         while let Some(Reverse((_, id))) = ready.pop() {

@@ -1,5 +1,6 @@
 //! Sizes put in for open dimensions, to make the sizes of all values known.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Def, Dim, Graph, TensorType, Type, ValueId, infer};
@@ -37,6 +38,15 @@ impl Graph {
         graph.put_in(&sizes.dims);
         infer::infer_graph(&mut graph);
         graph
+    }
+
+    /// The graph with these sizes: itself where none are given, else [a copy](Graph::with_sizes). Types must have been
+    /// inferred.
+    pub fn sized(&self, sizes: &Sizes) -> Cow<'_, Graph> {
+        match *sizes == Sizes::default() {
+            true => Cow::Borrowed(self),
+            false => Cow::Owned(self.with_sizes(sizes)),
+        }
     }
 
     /// A copy in which the nameless open dimensions of inputs have names, those that [`Sizes`] knows them by, with types

@@ -172,16 +172,12 @@ impl Tensor {
         Tensor::raw(dtype, dims, out).checked()
     }
 
-    /// The same tensor with each floating-point element changed and rounded, one element at a time: weights can be
-    /// large. `f` gets the number of a run of `run` elements and gives what changes each of them.
+    /// The same tensor with other floating-point elements, rounded to its type. `f` changes one run of `run` elements after
+    /// the other, and gets the number of each: weights can be large.
     ///
     /// # Errors
     /// The data cannot be read, or are not floating-point numbers of at least 16 bits.
-    pub fn map_f64<G: Fn(f64) -> f64>(
-        &self,
-        run: usize,
-        f: impl Fn(usize) -> G,
-    ) -> Result<Tensor, TensorError> {
+    pub fn map_f64(&self, run: usize, f: impl FnMut(usize, &mut [f64])) -> Result<Tensor, TensorError> {
         let b = self.bytes()?;
         let data = match self.dtype {
             DType::F64 => map_runs(&b, run, f64::from_le_bytes, f64::to_le_bytes, f),
@@ -370,19 +366,22 @@ fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
 }
 
 /// See [`Tensor::map_f64`].
-fn map_runs<const N: usize, G: Fn(f64) -> f64>(
+fn map_runs<const N: usize>(
     bytes: &[u8],
     run: usize,
     read: impl Fn([u8; N]) -> f64,
     write: impl Fn(f64) -> [u8; N],
-    f: impl Fn(usize) -> G,
+    mut f: impl FnMut(usize, &mut [f64]),
 ) -> Vec<u8> {
     let mut out = vec![0; bytes.len()];
     let run = run.max(1);
     let runs = bytes.as_chunks().0.chunks(run).zip(out.as_chunks_mut().0.chunks_mut(run));
+    let mut values = Vec::new();
     for (number, (from, to)) in runs.enumerate() {
-        let change = f(number);
-        from.iter().zip(to).for_each(|(from, to)| *to = write(change(read(*from))));
+        values.clear();
+        values.extend(from.iter().map(|bytes| read(*bytes)));
+        f(number, &mut values);
+        values.iter().zip(to).for_each(|(value, to)| *to = write(*value));
     }
     out
 }

@@ -46,6 +46,7 @@
 //! ```
 
 use dmopt_ir::{Graph, Names, NewOp, OpId, Patch, Position, Rewriter, Safety};
+use dmopt_memory::ort::{Order, execution_order};
 use dmopt_memory::steer::{self, ANCHOR};
 
 use crate::planning::{Anchors, Planning};
@@ -112,6 +113,10 @@ fn steering(graph: &Graph, planning: &Planning) -> Result<Patch, Miss> {
 
 /// Anchors, few of those that the order of the file needs to come true; `None` where the runtime does as well by itself.
 fn anchored(graph: &Graph, order: &[OpId], planning: &Planning) -> Option<Patch> {
+    let by_itself = execution_order(graph, Order::ReverseDepthFirst).ok()?;
+    if order.iter().filter(|&&id| !graph.op(id).is("Constant")).eq(&by_itself) {
+        return None;
+    }
     let sized = planning.sized(graph);
     let goal = sized.peak_in(order).ok()?;
     let mut plans = WORK / order.len().max(1);

@@ -100,10 +100,9 @@ impl Planning {
             }
             Cow::Owned(graph.with_sizes(&sizes))
         };
-        let sized = match (open.is_empty(), self.sizes == Sizes::default()) {
-            (false, _) => ASSUMED.into_iter().map(with_sizes).collect(),
-            (true, true) => vec![Cow::Borrowed(graph)],
-            (true, false) => vec![with_sizes(ASSUMED[0])],
+        let sized = match open.is_empty() {
+            true => vec![graph.sized(&self.sizes)],
+            false => ASSUMED.into_iter().map(with_sizes).collect(),
         };
         Sized { graph, sized, kernels: self.target.kernels() }
     }

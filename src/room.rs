@@ -5,9 +5,10 @@ use std::fs;
 
 use dmopt_ir::{Graph, Sizes};
 
-/// Why a run of this graph does not fit the memory that is left; `None` where it may, or where nobody knows.
+/// Why a run of this graph does not fit the memory that is left; `None` where it may, or where nobody knows. Types must
+/// have been inferred.
 pub(crate) fn lacking(graph: &Graph, sizes: &Sizes) -> Option<String> {
-    let (needed, available) = (least(&graph.with_sizes(sizes)), available()?);
+    let (needed, available) = (least(&graph.sized(sizes)), available()?);
     (needed > available)
         .then(|| format!("one operator alone takes {needed} bytes, and this machine has {available} left"))
 }

@@ -21,7 +21,7 @@ pub(super) fn shapes(graph: &Graph, around: &[Option<Shape>]) -> Known {
     for value in graph.values() {
         known[value.index()] = match graph.value(value).def {
             Def::Captured { outer } if !around.is_empty() => around.get(outer.index()).cloned().flatten(),
-            _ => inferred(graph, value),
+            _ => inferred(graph, value).map(|dims| dims.cloned().collect::<Shape>()),
         };
     }
     let Ok(order) = graph.order() else { return known };
@@ -38,12 +38,19 @@ pub(super) fn shapes(graph: &Graph, around: &[Option<Shape>]) -> Known {
 }
 
 /// What our inference says, without expressions.
-fn inferred(graph: &Graph, value: ValueId) -> Option<Shape> {
-    let name = |dim: &Dim| match dim {
-        Dim::Symbol(name) if name.starts_with('{') => Dim::Unknown,
-        _ => dim.clone(),
-    };
-    Some(graph.tensor_type(value)?.shape.as_ref()?.iter().map(name).collect())
+fn inferred(graph: &Graph, value: ValueId) -> Option<impl Iterator<Item = &Dim>> {
+    fn named(dim: &Dim) -> &Dim {
+        match dim {
+            Dim::Symbol(name) if name.starts_with('{') => &Dim::Unknown,
+            _ => dim,
+        }
+    }
+    Some(graph.tensor_type(value)?.shape.as_ref()?.iter().map(named))
+}
+
+/// True if this is what our inference says.
+fn is_inferred(graph: &Graph, value: ValueId, shape: &Shape) -> bool {
+    inferred(graph, value).is_some_and(|dims| dims.eq(shape))
 }
 
 /// What is known of a result for which our inference says `shape`.
@@ -81,7 +88,7 @@ fn result(graph: &Graph, op: &Op, slot: usize, shape: Shape, known: &Known) -> O
         _ => {}
     }
     let read = read?;
-    if operands.iter().zip(&read).all(|(&value, &shape)| inferred(graph, value).as_ref() == Some(shape)) {
+    if operands.iter().zip(&read).all(|(&value, &shape)| is_inferred(graph, value, shape)) {
         return Some(shape);
     }
     if BROADCASTING.contains(&standard) {
@@ -91,8 +98,9 @@ fn result(graph: &Graph, op: &Op, slot: usize, shape: Shape, known: &Known) -> O
         return Some(joined(op, shape, &read));
     }
     // An operator that keeps the shape of its operand.
-    let kept = inferred(graph, *operands.first()?).as_ref() == Some(&shape);
-    if kept && operands.len() == 1 {
+    if let [operand] = operands[..]
+        && is_inferred(graph, operand, &shape)
+    {
         return Some(read[0].clone());
     }
     // What is unknown is an open dimension, as a rule; numbers stay.

@@ -20,7 +20,6 @@ pub(crate) mod scratch;
 pub(crate) mod table;
 mod timeline;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use dmopt_ir::{Graph, OpId, Sizes, ValueId};
@@ -86,11 +85,7 @@ pub struct Patterned {
 /// # Errors
 /// A size is not known, or the graph has a cycle.
 pub fn plan(graph: &Graph, settings: &Settings) -> Result<Plan, Unknown> {
-    let sized = match settings.sizes == Sizes::default() {
-        true => Cow::Borrowed(graph),
-        false => Cow::Owned(graph.with_sizes(&settings.sizes)),
-    };
-    plan_order(graph, &sized, execution_order(graph, settings.order)?, settings)
+    plan_order(graph, &graph.sized(&settings.sizes), execution_order(graph, settings.order)?, settings)
 }
 
 /// The memory of a session that executes the operators in this order, `Constant` operators left out, whatever the

@@ -79,6 +79,9 @@ impl Found {
 /// [heuristics](crate::heuristics), the order of the file among them.
 pub fn search(problem: &Problem, limits: &Limits) -> Found {
     let mut found = start(problem);
+    if found.is_optimal() {
+        return found;
+    }
     let Some(late) = Late::of(problem) else {
         narrow(problem, limits, &mut found);
         return found;
@@ -92,12 +95,15 @@ pub fn search(problem: &Problem, limits: &Limits) -> Found {
     found
 }
 
-/// The best of the heuristics, and the bound that costs nothing.
+/// The best of the heuristics, as far as it takes to meet the bound that costs nothing.
 fn start(problem: &Problem) -> Found {
     let lower_bound_bytes = bound::operator(problem);
     let mut found = Found { order: Vec::new(), peak_bytes: u64::MAX, lower_bound_bytes, states: 0 };
     for heuristic in Heuristic::ALL {
         found.offer(problem, heuristic.order(problem));
+        if found.is_optimal() {
+            break;
+        }
     }
     found
 }

@@ -180,17 +180,17 @@ pub const MAX_WEIGHT: u64 = 256 << 20;
 /// an element comes to lie beyond what the type holds, or so close to zero that the type drops digits of it.
 pub fn scaled_weight(weight: &Tensor, run: usize, by: impl Fn(usize) -> f64) -> Option<Tensor> {
     let (smallest, largest) = (Tensor::smallest_normal(weight.dtype)?, Tensor::largest(weight.dtype)?);
-    let unfit = &std::cell::Cell::new(false);
-    let scaled = weight.map_f64(run, |number| {
+    let mut unfit = false;
+    let scaled = weight.map_f64(run, |number, values| {
         let by = by(number);
-        move |v| {
-            let scaled = v * by;
-            let lost = scaled.abs() < smallest && v.abs() >= smallest && by != 0.0;
-            unfit.set(unfit.get() | (v.is_finite() & (lost | scaled.is_nan() | (scaled.abs() > largest))));
-            scaled
+        for v in values {
+            let scaled = *v * by;
+            let lost = (scaled.abs() < smallest) & (v.abs() >= smallest) & (by != 0.0);
+            unfit |= v.is_finite() & (lost | scaled.is_nan() | (scaled.abs() > largest));
+            *v = scaled;
         }
     });
-    scaled.ok().filter(|_| !unfit.get())
+    scaled.ok().filter(|_| !unfit)
 }
 
 /// The value behind any number of Identity operators.
