@@ -8,6 +8,8 @@
 //! ConvTranspose likewise                                                           columns, group by group
 //! scale * (alpha * A W + beta * C) + shift  =  alpha * A (scale * W) + (scale * beta * C + shift)
 //! scale * (A W) + shift               =  Gemm(A, scale * W, shift)                 matrices alone
+//! scale * InstanceNormalization(p, W, B) + shift  =  InstanceNormalization(p, scale * W, scale * B + shift)
+//! GroupNormalization likewise, from version 21 on, where W and B are one number for each channel
 //! ```
 
 use dmopt_ir::{DType, Graph, NewOp, Op, OpId, Operand, Patch, Tensor, ValueId};
@@ -131,7 +133,7 @@ pub(crate) fn elementwise(graph: &Graph, id: OpId) -> Option<(ValueId, Affine)> 
     Some((x, Affine { scale, shift }))
 }
 
-/// A layer that computes a linear map with constant weights.
+/// A layer that is linear in its weights, which are constants.
 pub(crate) struct Layer<'g> {
     graph: &'g Graph,
     id: OpId,
@@ -147,6 +149,8 @@ enum Kind {
     ConvTranspose,
     Gemm,
     MatMul,
+    /// An instance or group normalization; its weights are a scale for each channel.
+    Norm,
 }
 
 impl<'g> Layer<'g> {
@@ -162,6 +166,8 @@ impl<'g> Layer<'g> {
             "ConvTranspose" => Kind::ConvTranspose,
             "Gemm" => Kind::Gemm,
             "MatMul" => Kind::MatMul,
+            "InstanceNormalization" => Kind::Norm,
+            "GroupNormalization" if graph.opset("") >= 21 => Kind::Norm,
             _ => return Err(Miss::NoMatch),
         };
         let ty = graph.tensor_type(value).ok_or(Miss::NoMatch)?;
@@ -175,7 +181,8 @@ impl<'g> Layer<'g> {
         }
         let weight = op.input(1).ok_or(Miss::NoMatch)?;
         let rank = graph.tensor_type(weight).and_then(|ty| ty.rank());
-        if graph.constant(weight).is_none() || rank != Some(shape.len()) {
+        let expected = if kind == Kind::Norm { 1 } else { shape.len() };
+        if graph.constant(weight).is_none() || rank != Some(expected) {
             return Err(Miss::refused("its weights are not constants"));
         }
         Ok(Layer { graph, id, result: value, kind, dtype: ty.dtype, channels })
@@ -203,7 +210,7 @@ impl<'g> Layer<'g> {
                 return Err(Miss::refused("its float16 weights would lose digits"));
             }
             let tensor = graph.constant(w).ok_or(Miss::NoMatch)?;
-            if graph.readers(w) != 1 {
+            if self.kind != Kind::Norm && graph.readers(w) != 1 {
                 return Err(Miss::refused(format!("its weights '{}' have other readers", name(w))));
             }
             if tensor.byte_len().is_none_or(|bytes| bytes > MAX_WEIGHT) {
@@ -236,7 +243,7 @@ impl<'g> Layer<'g> {
             Kind::MatMul => NewOp::with_optional("Gemm", operands)
                 .named(op.name.clone())
                 .at(dmopt_ir::Position::At(self.id)),
-            Kind::Conv | Kind::ConvTranspose => NewOp::like(graph, self.id, operands),
+            Kind::Conv | Kind::ConvTranspose | Kind::Norm => NewOp::like(graph, self.id, operands),
         };
         Ok(patch.add_op(new.result_named(&hint)))
     }
@@ -249,7 +256,7 @@ impl<'g> Layer<'g> {
         let group = usize::try_from(self.op().int("group").unwrap_or(1)).ok()?;
         let (kind, channels) = (self.kind, self.channels);
         let by_row = match kind {
-            Kind::Conv => true,
+            Kind::Conv | Kind::Norm => true,
             Kind::Gemm => self.op().int("transB").unwrap_or(0) != 0,
             Kind::ConvTranspose | Kind::MatMul => false,
         };

@@ -1,12 +1,13 @@
 //! Take a scale and a shift per channel into the layer before them.
 //!
-//! A layer (Conv, ConvTranspose, Gemm, or MatMul of matrices) with constant weights that only a Mul, Div, Add or Sub
-//! with a constant reads becomes one layer, and a tensor less exists:
+//! A layer (Conv, ConvTranspose, Gemm, MatMul of matrices, InstanceNormalization, GroupNormalization) with constant weights
+//! that only a Mul, Div, Add or Sub with a constant reads becomes one layer, and a tensor less exists:
 //! ```text
 //! s * Conv(p, W, B) + c     ~  Conv(p, s*W, s*B + c)        s, c: a number, or one for each channel
 //! c - Conv(p, W, B)         ~  Conv(p, -W, c - B)
 //! Conv(p, W, B) / s         ~  Conv(p, W/s, B/s)            every 1/s an ordinary number
 //! A W + c                   ~  Gemm(A, W, c)                matrices
+//! s * InstanceNormalization(p, W, B) + c  ~  InstanceNormalization(p, s*W, s*B + c)      and so on
 //! ```
 //! Class: rounding differs (merged constants). Where the scale is 0, NaN and infinity in p are no longer hidden or
 //! shown in the same places: `0 * (x with NaN)` was NaN, as it is with W = 0, but an overflow before the scale is gone.
@@ -119,6 +120,37 @@ mod tests {
             &model(interface, weights, "c = MatMul(x, w) z = Add(c, b)"),
             &model(interface, weights, "z = Gemm(x, w, b)"),
         );
+    }
+
+    #[test]
+    fn a_normalization_takes_scale_and_shift_even_if_others_share_its_weights() {
+        let interface = "(float[1,2,3,3] x) => (float[1,2,3,3] z)";
+        let before = "float[2] w = {1.0, 2.0}, float[2] b = {4.0, 6.0}, float[2,1,1] s = {2.0, 3.0}";
+        let after = "float[2] w = {1.0, 2.0}, float[2] b = {4.0, 6.0}, \
+                     float[2] v = {2.0, 6.0}, float[2] c = {9.0, 19.0}";
+        for norm in ["InstanceNormalization", "GroupNormalization<num_groups = 2>"] {
+            let text = |second: &str| format!("n = {norm}(x, w, b) r = Relu(n) {second}");
+            check(
+                PASS,
+                &model(
+                    interface,
+                    &format!("{before}, float t = {{1.0}}"),
+                    &text(&format!("c = {norm}(r, w, b) m = Mul(c, s) z = Add(m, t)")),
+                ),
+                &model(interface, after, &text(&format!("z = {norm}(r, v, c)"))),
+            );
+        }
+    }
+
+    #[test]
+    fn a_group_normalization_with_weights_of_groups_stays() {
+        let text = model(
+            "(float[1,4,3,3] x) => (float[1,4,3,3] z)",
+            "float[2] w = {1.0, 2.0}, float[2] b = {4.0, 6.0}, float[4,1,1] s = {2.0, 3.0, 4.0, 5.0}",
+            "c = GroupNormalization<num_groups = 2>(x, w, b) z = Mul(c, s)",
+        );
+        let text = text.replace("\"\": 21", "\"\": 18");
+        assert!(left_alone(PASS, &text).is_empty());
     }
 
     #[test]
