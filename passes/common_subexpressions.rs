@@ -10,8 +10,9 @@
 //! - the first result is still needed where the second operator stands, so that nothing lives longer beside it, or
 //! - the operator is expensive: convolutions, matrix products, recurrent layers, attention.
 //!
-//! A large result of a cheap operator is computed again. Random operators and operators with bodies never merge, nor
-//! do two outputs of the graph: each needs an operator that computes it.
+//! A large result of a cheap operator is computed again; `keep-copies` sees to it that runtimes leave it at that. Random
+//! operators and operators with bodies never merge, nor do two outputs of the graph: each needs an operator that
+//! computes it.
 //!
 //! ```onnx
 //! f (float[2,3] x) => (float[2,3] y) {
@@ -135,7 +136,8 @@ fn last_reader(graph: &Graph, op: OpId, place: &[usize]) -> usize {
     results().flat_map(|v| graph.uses(v)).map(|at| place[at.op.index()]).max().unwrap_or(0)
 }
 
-fn may_merge(graph: &Graph, id: OpId) -> bool {
+/// True for an operator that computes the same whenever it runs, and whose parts can be compared.
+pub(crate) fn may_merge(graph: &Graph, id: OpId) -> bool {
     let op = graph.op(id);
     graph.is_live(id)
         && is_deterministic(graph, op)
@@ -166,7 +168,8 @@ fn merge(graph: &Graph, first: OpId, second: OpId, is_needed_still: bool) -> Res
     Err(Miss::Refused(format!("{size} of {} would stay alive until here", graph.describe(first))))
 }
 
-fn hash(op: &Op) -> u64 {
+/// Equal for operators that are [the same](same).
+pub(crate) fn hash(op: &Op) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&op.op_type, &op.overload, &op.inputs, op.outputs.len()).hash(&mut hasher);
     // Attributes have no order.
@@ -196,7 +199,8 @@ fn hash_attribute(attribute: &Attribute, hasher: &mut DefaultHasher) {
     }
 }
 
-fn same(a: &Op, b: &Op) -> bool {
+/// True if two operators compute the same: type, attributes, operands.
+pub(crate) fn same(a: &Op, b: &Op) -> bool {
     // Both are of the standard set, whatever they call it.
     (&a.op_type, &a.overload, &a.inputs) == (&b.op_type, &b.overload, &b.inputs)
         && a.outputs.len() == b.outputs.len()

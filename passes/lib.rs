@@ -23,6 +23,7 @@ mod fold_constants;
 mod fuse_layer_affine;
 mod fuse_scaled_sum;
 pub mod header;
+mod keep_copies;
 mod linear;
 mod offers;
 mod order_anchors;
@@ -58,6 +59,7 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &split_hidden::SplitHidden,
     &schedule_for_memory::ScheduleForMemory,
     &accumulate_in_place::AccumulateInPlace,
+    &keep_copies::KeepCopies,
     &order_anchors::OrderAnchors,
 ];
 

@@ -157,6 +157,31 @@ fn an_optimizing_session_gets_the_lightest_arrangement_that_was_measured() {
     assert!(measured.after_bytes < measured.before_bytes);
 }
 
+/// The concatenation is computed twice because in between something else needs its memory.
+#[cfg(feature = "ort")]
+const TWICE: &str = "<ir_version: 10, opset_import: [\"\": 21]>
+    g (float[1,2048] x, float[1,2048] z) => (float[1,1] y) <int64[1] axis = {1}> {
+        a = Concat<axis = 1>(x, z)  b = ReduceMax<keepdims = 1>(a, axis)
+        c = Concat<axis = 1>(z, x)  e = Add(c, b)  f = ReduceMax<keepdims = 1>(e, axis)
+        h = Concat<axis = 1>(x, z)  i = Mul(h, f)  y = ReduceMax<keepdims = 1>(i, axis)
+    }";
+
+#[cfg(feature = "ort")]
+#[test]
+fn what_is_computed_twice_on_purpose_is_so_in_a_session_that_merges_equal_operators() {
+    let Some(library) = super::memory::library() else { return };
+    let desk = Desk::with_text(TWICE);
+    let tuned = format!("--session tuned --validate-with ort --ort-lib {}", library.display());
+    let peak = |skip: &str| {
+        desk.run(&format!("optimize m.onnx {skip} {tuned} --report r.json")).succeeds();
+        let peak = desk.report("r.json").peak;
+        (peak.predicted.after_bytes.unwrap(), peak.measured.unwrap().after_bytes)
+    };
+    let ((predicted, measured), (_, merged)) = (peak(""), peak("--skip keep-copies"));
+    assert_eq!(measured, predicted);
+    assert!(merged > measured, "{merged} bytes merged, {measured} apart");
+}
+
 /// Two or three channels become eight in a default session, which computes in blocks of channels.
 #[cfg(feature = "ort")]
 #[test]
