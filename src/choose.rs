@@ -84,12 +84,23 @@ pub(crate) fn lightest(
     let Options { anchors, target, .. } = *options;
     let mut ways: Vec<(&str, &[&str], Anchors, Target)> = Vec::new();
     if moved && bytes.saturating_sub(promised) > promised / AS_PREDICTED {
+        let numbers = anchors != Anchors::Never;
         ways.push(("as they came", &ORDER, anchors, target));
-        if anchors != Anchors::Never {
+        if numbers {
             ways.push(("numbered for onnxruntime", &[], Anchors::Never, target));
         }
         if target == Target::OrtCpu && !asked {
-            ways.push(("of standard types alone, in the order found", &[], anchors, Target::Portable));
+            let portable = Target::Portable;
+            ways.push(("of standard types alone, in the order found", &[], anchors, portable));
+            ways.push(("of standard types alone, as they came", &ORDER, anchors, portable));
+            if numbers {
+                ways.push((
+                    "of standard types alone, numbered for onnxruntime",
+                    &[],
+                    Anchors::Never,
+                    portable,
+                ));
+            }
         }
     }
     if bytes > before && !asked {
