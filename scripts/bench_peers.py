@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from importlib import metadata
@@ -124,7 +125,7 @@ def measure(model: Path, command: list[str], runs: int) -> Run:
 def row(tool: str, found: Run, dmopt: Run | None) -> str:
     if found.failure is not None:
         wall = f"> {LIMIT_SECONDS}" if found.failure == "" else f"fails: {found.failure}"
-        return f"| {tool} | {wall} | {found.cpu:.2f} | {found.rss:.0f} | | | |"
+        return f"| {tool} | {wall} | | | | | |"
     nodes = "" if found.nodes is None else f"{found.nodes}"
     ratios = f"{found.wall / dmopt.wall:.1f} | {found.cpu / dmopt.cpu:.1f}" if dmopt else " | "
     return f"| {tool} | {found.wall:.2f} | {found.cpu:.2f} | {found.rss:.0f} | {nodes} | {ratios} |"
@@ -170,6 +171,10 @@ def main() -> int:
         version = subprocess.run([arguments.dmopt, "--version"], capture_output=True, text=True).stdout.strip()
         versions = ", ".join([version] + [f"{name} {metadata.version(name)}" for name in PEERS])
         meaning = (__doc__ or "").split("\n\n")[2].split("beside it. ")[1].replace("\n", " ")
+        about = f"""On {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()} dmopt runs as
+`dmopt optimize IN OUT --no-validate`, with all passes; to /dev/null it writes no weights. The copy is what moving the
+bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX."""
+        about = textwrap.fill(" ".join(about.split()), 118, break_on_hyphens=False)
         text = f"""# Benchmarks
 
 dmopt and other optimizers on models of real sizes, a cold process each. Written by
@@ -179,9 +184,7 @@ dmopt and other optimizers on models of real sizes, a cold process each. Written
 {arguments.command}
 ```
 
-on {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()}
-dmopt runs as `dmopt optimize IN OUT --no-validate`, with all passes. The copy is
-what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX.
+{about}
 
 {chr(10).join(section + chr(10) for section in sections)}"""
         arguments.markdown.write_text(text.rstrip() + "\n")
