@@ -3,8 +3,9 @@
 //! The graph is at rest when this begins. A trial is a copy of it in which some offers are taken, each at a level, with
 //! the target's operators put in and the operators ordered anew; its peak is that of the runtime's plan. While a trial
 //! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
-//! together, at the level at which that helps most, or where it does not help one at a time. At the end, whatever can be
-//! taken back, wholly or to a milder level, without a higher peak is taken back, so no more is changed than pays.
+//! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
+//! back, wholly or to a milder level, without a higher peak is taken back, so no more is changed than pays. Where that
+//! brings the peak down, which is elsewhere then, it begins again.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
@@ -32,6 +33,9 @@ const WORTH_A_LEVEL: u64 = 32;
 
 /// Steps that need this share of the peak, in parts of 64, are looked at together with it.
 const NEAR_PEAK: u64 = 63;
+
+/// A ratio of arithmetic counts to two decimals: a ReLU that is computed in two places is no arithmetic to speak of.
+const LITTLE_FLOPS: f64 = 0.005;
 
 /// How many operators the graphs of all trials together may have: some seconds of work.
 const WORK: usize = 300_000;
@@ -84,8 +88,7 @@ impl Trial {
 
     /// True if the peak is lower by more than one part in so many.
     fn is_below(&self, other: &Trial, parts: u64) -> bool {
-        let (now, before) = (self.peaks[0], other.peaks[0]);
-        now + before / parts < before
+        is_below(&self.peaks, &other.peaks, parts)
     }
 
     fn no_worse(&self, other: &Trial) -> bool {
@@ -108,11 +111,9 @@ impl Offers<'_> {
             }
             return nothing;
         }
-        let Some(mut best) = self.attempt(graph, names, &nothing) else { return nothing };
-        let allowed = self.options.max_flops_ratio.unwrap_or(1.0) * best.flops as f64;
+        let Some(start) = self.attempt(graph, names, &nothing) else { return nothing };
+        let ratio = self.options.max_flops_ratio.unwrap_or(1.0) + LITTLE_FLOPS;
         let mut left = WORK;
-        let mut useless: BTreeMap<Key, String> = BTreeMap::new();
-        let mut refused = best.refused.clone();
         let mut attempt = |taken: &Taken| {
             if left == 0 {
                 return None;
@@ -121,62 +122,20 @@ impl Offers<'_> {
             left = left.saturating_sub(trial.ops);
             Some(trial)
         };
-        let fits = |best: &Trial| self.options.budget_bytes.is_some_and(|budget| best.peaks[0] <= budget);
-        // The last that was lower, and not only as low less often: what stays if there is no work left to take back what
-        // did not lead further.
-        let mut lowest = best.clone();
-        while !fits(&best) {
-            let next: Vec<(&Key, &Range<usize>)> =
-                best.next.iter().filter(|(key, _)| !useless.contains_key(*key)).collect();
-            let mut found: Option<Trial> = None;
-            for step in steps(&next) {
-                // One alone is tried only where all together do not help.
-                if found.is_some() && step.len() < next.len() {
-                    break;
-                }
-                let mut taken = best.taken.clone();
-                taken.extend(step.iter().cloned());
-                let Some(trial) = attempt(&taken) else { break };
-                let too_much = trial.flops as f64 > allowed;
-                if !too_much && (trial.beats(&best) || trial.no_worse(&best) && fits(&trial)) {
-                    let enough = fits(&trial) || step.len() < next.len();
-                    let better = |found: &Trial| {
-                        trial.no_worse(found) && (fits(&trial) || trial.is_below(found, WORTH_A_LEVEL))
-                    };
-                    if found.as_ref().is_none_or(better) {
-                        found = Some(trial);
-                    }
-                    if enough {
-                        break;
-                    }
-                } else if let [(key, _)] = &step[..] {
-                    let reason = match trial.refused.get(key) {
-                        Some(reason) => reason.clone(),
-                        None if too_much => "it would take more arithmetic than allowed".to_string(),
-                        None => format!("the peak would not fall below {} bytes", best.peaks[0]),
-                    };
-                    useless.insert(key.clone(), reason);
-                }
-            }
-            let Some(trial) = found else { break };
-            if trial.is_below(&lowest, WORTHWHILE) {
-                lowest = trial.clone();
-            }
-            // What came to nothing at one level may have helped at another.
-            useless.retain(|key, _| trial.taken.get(key) == best.taken.get(key));
-            best = trial;
-            refused.extend(best.refused.clone());
-        }
-        take_back(&mut best, &mut attempt, &mut useless);
-        if left == 0 && !best.is_below(&lowest, WORTHWHILE) && lowest.taken.len() < best.taken.len() {
-            best = lowest;
-        }
-        for (key, reason) in refused {
-            useless.entry(key).or_insert(reason);
-        }
-        for ((pass, result), reason) in useless {
-            if !best.taken.contains_key(&(pass, result.clone())) {
-                logs.entry(pass).or_default().refuse(format!("'{result}'"), reason);
+        let mut search = Search {
+            attempt: &mut attempt,
+            budget_bytes: self.options.budget_bytes,
+            allowed: ratio * start.flops as f64,
+            at_end: false,
+            useless: BTreeMap::new(),
+            reasons: start.refused.clone(),
+        };
+        let best = search.run(start);
+        let Search { useless, mut reasons, .. } = search;
+        reasons.extend(useless);
+        for (key, reason) in reasons {
+            if !best.taken.contains_key(&key) {
+                logs.entry(key.0).or_default().refuse(format!("'{}'", key.1), reason);
             }
         }
         best.taken
@@ -331,29 +290,129 @@ impl Offers<'_> {
     }
 }
 
-/// Takes back what is as good undone, or at a milder level; backwards, because what was needed first is needed most.
-fn take_back(
-    best: &mut Trial,
-    attempt: &mut dyn FnMut(&Taken) -> Option<Trial>,
-    useless: &mut BTreeMap<Key, String>,
-) {
-    for (key, level) in best.taken.clone().into_iter().rev() {
-        for milder in std::iter::once(None).chain((0..level).map(Some)) {
-            let mut fewer = best.taken.clone();
-            match milder {
-                Some(milder) => _ = fewer.insert(key.clone(), milder),
-                None => _ = fewer.remove(&key),
+/// A search for the trial that needs least, or little enough.
+struct Search<'s> {
+    /// Makes a trial; `None` when no work is left.
+    attempt: &'s mut dyn FnMut(&Taken) -> Option<Trial>,
+    /// What is little enough.
+    budget_bytes: Option<u64>,
+    /// Operations that a trial may have.
+    allowed: f64,
+    /// True when no work is left.
+    at_end: bool,
+    /// What has been tried since the peak was elsewhere and does not help, with the reason.
+    useless: BTreeMap<Key, String>,
+    /// What was tried before, or cannot be, with the reason.
+    reasons: BTreeMap<Key, String>,
+}
+
+impl Search<'_> {
+    fn run(&mut self, mut best: Trial) -> Trial {
+        loop {
+            let (low, lowest) = self.descend(best);
+            let peaks = low.peaks.clone();
+            best = self.take_back(low);
+            // Without work to take back what did not lead further, that is not taken.
+            if self.at_end && !best.is_below(&lowest, WORTHWHILE) && lowest.taken.len() < best.taken.len() {
+                return lowest;
             }
-            let Some(trial) = attempt(&fewer) else { return };
-            if trial.no_worse(best) {
-                if milder.is_none() {
-                    useless.insert(key, "the peak is as low without it".to_string());
-                }
-                *best = trial;
-                break;
+            if self.at_end || self.fits(&best) || !is_below(&best.peaks, &peaks, WORTHWHILE) {
+                return best;
             }
+            self.reasons.append(&mut self.useless);
         }
     }
+
+    fn try_to(&mut self, take: &Taken) -> Option<Trial> {
+        let trial = (self.attempt)(take);
+        self.at_end |= trial.is_none();
+        trial
+    }
+
+    fn fits(&self, trial: &Trial) -> bool {
+        self.budget_bytes.is_some_and(|budget| trial.peaks[0] <= budget)
+    }
+
+    /// Takes more as long as that helps. Gives the last trial, and the last that was lower and not only as low less often.
+    fn descend(&mut self, mut best: Trial) -> (Trial, Trial) {
+        let mut lowest = best.clone();
+        while !self.fits(&best) {
+            let Some(trial) = self.further(&best) else { break };
+            if trial.is_below(&lowest, WORTHWHILE) {
+                lowest = trial.clone();
+            }
+            // What came to nothing at one level may have helped at another.
+            self.useless.retain(|key, _| trial.taken.get(key) == best.taken.get(key));
+            best = trial;
+            self.reasons.extend(best.refused.clone());
+        }
+        (best, lowest)
+    }
+
+    /// A better trial with more taken of what touches the peak.
+    fn further(&mut self, best: &Trial) -> Option<Trial> {
+        let next: Vec<(&Key, &Range<usize>)> =
+            best.next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
+        let mut found: Option<Trial> = None;
+        for step in steps(&next) {
+            // One alone is tried only where all together do not help.
+            if found.is_some() && step.len() < next.len() {
+                break;
+            }
+            let mut taken = best.taken.clone();
+            taken.extend(step.iter().cloned());
+            let Some(trial) = self.try_to(&taken) else { break };
+            let too_much = trial.flops as f64 > self.allowed;
+            let fits = self.fits(&trial);
+            if !too_much && (trial.beats(best) || trial.no_worse(best) && fits) {
+                let enough = fits || step.len() < next.len();
+                let better =
+                    |found: &Trial| trial.no_worse(found) && (fits || trial.is_below(found, WORTH_A_LEVEL));
+                if found.as_ref().is_none_or(better) {
+                    found = Some(trial);
+                }
+                if enough {
+                    break;
+                }
+            } else if let [(key, _)] = &step[..] {
+                let reason = match trial.refused.get(key) {
+                    Some(reason) => reason.clone(),
+                    None if too_much => "it would take more arithmetic than allowed".to_string(),
+                    None => format!("the peak would not fall below {} bytes", best.peaks[0]),
+                };
+                self.useless.insert(key.clone(), reason);
+            }
+        }
+        found
+    }
+
+    /// Takes back what is as good undone, or at a milder level; backwards, because what was needed first is needed most.
+    /// All that fits is as good.
+    fn take_back(&mut self, mut best: Trial) -> Trial {
+        for (key, level) in best.taken.clone().into_iter().rev() {
+            for milder in std::iter::once(None).chain((0..level).map(Some)) {
+                let mut fewer = best.taken.clone();
+                match milder {
+                    Some(milder) => _ = fewer.insert(key.clone(), milder),
+                    None => _ = fewer.remove(&key),
+                }
+                let Some(trial) = self.try_to(&fewer) else { return best };
+                if trial.no_worse(&best) || self.fits(&trial) {
+                    if milder.is_none() {
+                        self.useless.insert(key, "the peak is as low without it".to_string());
+                    }
+                    best = trial;
+                    break;
+                }
+            }
+        }
+        best
+    }
+}
+
+/// True if the first of these peaks is lower than that of the others by more than one part in so many.
+fn is_below(now: &[u64], before: &[u64], parts: u64) -> bool {
+    now[0] + before[0] / parts < before[0]
 }
 
 /// What to try, one after the other: all offers at once, from the mildest levels on, then each alone.
@@ -559,6 +618,24 @@ mod tests {
         let (taken, _) = choose(&chain(64), &budget);
         let all = choose(&chain(64), &Options::default()).0;
         assert!(taken.values().sum::<usize>() < all.values().sum::<usize>(), "{taken:?} {all:?}");
+    }
+
+    #[test]
+    fn what_fits_without_an_offer_does_without_it() {
+        let sum = |name: &str, of: &str, count: usize| {
+            let parts: Vec<String> = (0..count).map(|i| format!("{name}{i}")).collect();
+            let ops: String = parts.iter().map(|part| format!("{part} = Exp({of}) ")).collect();
+            format!("{ops} {name} = Sum({}) q{name} = ReduceSum({name}, axis)", parts.join(", "))
+        };
+        // Six buffers of 2560 bytes, then six of 2528: both come near to the peak, and the second fits.
+        let text = format!(
+            "f (float[640] x, float[632] z) => (float[1] y) <int64[1] axis = {{0}}> {{
+                {} {} y = Add(qs, qt) }}",
+            sum("s", "x", 4),
+            sum("t", "z", 4),
+        );
+        let budget = Options { budget_bytes: Some(15_200), ..Options::default() };
+        assert_eq!(choose(&text, &budget).0, Taken::from([(("unroll", "s".to_string()), 0)]));
     }
 
     #[test]
