@@ -42,6 +42,8 @@ pub struct Bench {
 struct Network {
     name: &'static str,
     source: Source,
+    /// `--budget-bytes`, if it is to be optimized with one.
+    budget: Option<u64>,
 }
 
 /// Where a network comes from.
@@ -56,20 +58,30 @@ enum Source {
     Torchvision(&'static str),
 }
 
-/// A network, and its results: the kinds of sessions one after the other, in each the targets.
-type Row = (&'static str, Vec<Compared>);
+/// A network, and its results.
+struct Row {
+    name: &'static str,
+    /// The kinds of sessions one after the other, in each the targets.
+    cells: Vec<Compared>,
+    /// How far the original is from itself in a session without optimizations.
+    noise: f64,
+}
 
 const NETWORKS: &[Network] = &[
-    Network { name: "direct_mixing_conv, 2 streams", source: Source::Mixing(&["--streams", "2"]) },
-    Network { name: "direct_mixing_conv, 4 streams", source: Source::Mixing(&["--streams", "4"]) },
-    Network { name: "direct_mixing_bn, 2 streams", source: Source::Mixing(&["--kind", "direct_mixing_bn"]) },
-    Network { name: "li_net3, 2 streams", source: Source::Mixing(&["--kind", "li_net3"]) },
-    Network { name: "li_net3_soma, 2 streams", source: Source::Mixing(&["--kind", "li_net3_soma"]) },
-    Network { name: "one layer, batch 32, 128 channels, 52x68, 2 streams", source: Source::Layer },
-    Network { name: "MobileNetV2, batch 16", source: Source::Torchvision("mobilenet_v2") },
-    Network { name: "U-Net, base width 32, 256x256", source: Source::Torchvision("unet") },
-    Network { name: "DenseNet-121", source: Source::Torchvision("densenet121") },
-    Network { name: "ResNet-50", source: Source::Torchvision("resnet50") },
+    Network::new("direct_mixing_conv, 2 streams", Source::Mixing(&["--streams", "2"])),
+    Network::new("direct_mixing_conv, 4 streams", Source::Mixing(&["--streams", "4"])),
+    Network::new("direct_mixing_bn, 2 streams", Source::Mixing(&["--kind", "direct_mixing_bn"])),
+    Network::new("li_net3, 2 streams", Source::Mixing(&["--kind", "li_net3"])),
+    Network::new("li_net3_soma, 2 streams", Source::Mixing(&["--kind", "li_net3_soma"])),
+    Network::new("one layer, batch 32, 128 channels, 52x68, 2 streams", Source::Layer),
+    Network::new("MobileNetV2, batch 16", Source::Torchvision("mobilenet_v2")),
+    Network::new("U-Net, base width 32, 256x256", Source::Torchvision("unet")),
+    Network {
+        budget: Some(104_857_600),
+        ..Network::new("U-Net, --budget-bytes 104857600", Source::Torchvision("unet"))
+    },
+    Network::new("DenseNet-121", Source::Torchvision("densenet121")),
+    Network::new("ResNet-50", Source::Torchvision("resnet50")),
 ];
 
 const TARGETS: [&str; 2] = ["portable", "ort-cpu"];
@@ -96,7 +108,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     let venv = target.join("venv");
     test::make_venv(&venv, test::REQUIREMENTS)?;
-    let tool = Tool { program, library: test::onnx_runtime(&venv)? };
+    let tool = Tool { program, library: test::onnx_runtime(&venv)?, python: venv.join("bin/python") };
     let folder = target.join("bench-memory");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let (mut networks, mut forms) = (Vec::new(), Vec::new());
@@ -111,14 +123,14 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
-        networks.push(tool.row(network.name, &original, &TARGETS, bench)?);
+        networks.push(tool.row(network, &original, &TARGETS, bench)?);
         write(&networks, &forms)?;
     }
     let of_forms = Bench { runs: 0, quick: true, ..bench.clone() };
     for form in FORMS.iter().map(|form| form.name()).filter(|name| name.contains(&bench.only)) {
-        let network = Network { name: form, source: Source::Form(form) };
+        let network = Network::new(form, Source::Form(form));
         let original = network.build(&folder).with_context(|| format!("cannot build form {form}"))?;
-        forms.push(tool.row(form, &original, &TARGETS[1..], &of_forms)?);
+        forms.push(tool.row(&network, &original, &TARGETS[1..], &of_forms)?);
         write(&networks, &forms)?;
     }
     ensure!(!networks.is_empty() || !forms.is_empty(), "no network has '{}' in its name", bench.only);
@@ -126,6 +138,10 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
 }
 
 impl Network {
+    const fn new(name: &'static str, source: Source) -> Network {
+        Network { name, source, budget: None }
+    }
+
     fn build(&self, folder: &Path) -> anyhow::Result<PathBuf> {
         #[derive(clap::Parser)]
         struct Line<A: Args> {
@@ -175,6 +191,7 @@ impl Network {
 struct Tool {
     program: PathBuf,
     library: PathBuf,
+    python: PathBuf,
 }
 
 impl Tool {
@@ -186,15 +203,16 @@ impl Tool {
 
     fn row(
         &self,
-        name: &'static str,
+        network: &Network,
         original: &Path,
         targets: &[&str],
         bench: &Bench,
     ) -> anyhow::Result<Row> {
+        let name = network.name;
         let mut cells = Vec::new();
         for session in SESSIONS {
             for target in targets {
-                let compared = self.compare(original, target, session, bench)?;
+                let compared = self.compare(original, network.budget, target, session, bench)?;
                 println!(
                     "{name}: {target}, {session} session: {} -> {} bytes, max rel {:.1e}, latency {:.2?}",
                     compared.before, compared.after, compared.max_rel, compared.latency
@@ -202,12 +220,21 @@ impl Tool {
                 cells.push(compared);
             }
         }
-        Ok((name, cells))
+        Ok(Row { name, cells, noise: self.noise(original, bench)? })
+    }
+
+    fn noise(&self, original: &Path, bench: &Bench) -> anyhow::Result<f64> {
+        let mut script = Command::new(&self.python);
+        script.arg("scripts/session_noise.py").arg(original).args(["--seeds", &bench.seeds.to_string()]);
+        let found = script.output().context("cannot run python")?;
+        let text = String::from_utf8_lossy(&found.stdout);
+        text.trim().parse().with_context(|| String::from_utf8_lossy(&found.stderr).into_owned())
     }
 
     fn compare(
         &self,
         original: &Path,
+        budget: Option<u64>,
         target: &str,
         session: &str,
         bench: &Bench,
@@ -216,6 +243,9 @@ impl Tool {
         let (before, after) = (original.to_str().context("no text")?, result.to_str().context("no text")?);
         let optimize = ["optimize", before, after, "--target", target, "--quiet"];
         let mut optimize = self.command(&optimize, session);
+        if let Some(budget) = budget {
+            optimize.arg("--budget-bytes").arg(budget.to_string());
+        }
         match bench.quick {
             true => optimize.arg("--no-validate"),
             false => optimize.args(["--validate-with", "ort"]),
@@ -263,7 +293,7 @@ cargo xtask bench-memory --seeds {} --runs {}{}
         bench.runs,
         if bench.quick { " --quick" } else { "" }
     );
-    for (name, cells) in rows {
+    for Row { name, cells, .. } in rows {
         let [default, _, tuned, _] = &cells[..] else { continue };
         let _ = write!(text, "| {name} | {} | {} |", megabytes(default.before), megabytes(tuned.before));
         for cell in cells {
@@ -276,19 +306,20 @@ cargo xtask bench-memory --seeds {} --runs {}{}
         text,
         "
 Largest relative difference of any output element, and the median time of the result by that of the original, both files
-in one process by turns (times depend on what else the machine does):
+in one process by turns (times depend on what else the machine does). The last column is how far the original is from
+itself, with all optimizations of the session and with none (`scripts/session_noise.py`): less is noise.
 
-| network | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned |
-|---|---|---|---|---|
+| network | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned | original against itself |
+|---|---|---|---|---|---|
 "
     );
-    for (name, cells) in rows {
+    for Row { name, cells, noise } in rows {
         let _ = write!(text, "| {name} |");
         for cell in cells {
             let time = cell.latency.map_or("not timed".to_string(), |ratio| format!("{ratio:.2}"));
             let _ = write!(text, " {:.1e}, {time} |", cell.max_rel);
         }
-        text.push('\n');
+        let _ = writeln!(text, " {noise:.1e} |");
     }
     text
 }
@@ -303,7 +334,7 @@ some of them for each sample or pixel; in f12 the mixing is computed in double p
 |---|---|---|---|---|
 "
     .to_string();
-    for (name, cells) in rows {
+    for Row { name, cells, .. } in rows {
         let [default, tuned] = &cells[..] else { continue };
         let _ = write!(text, "| {name} | {} |", megabytes(default.before));
         for cell in cells {
