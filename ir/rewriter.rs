@@ -111,6 +111,12 @@ impl NewOp {
         self
     }
 
+    /// Leaves an attribute out.
+    pub fn without_attribute(mut self, name: &str) -> NewOp {
+        self.op.attributes.retain(|a| a.name != name);
+        self
+    }
+
     /// Names the operator.
     pub fn named(mut self, name: impl Into<String>) -> NewOp {
         self.op.name = name.into();

@@ -173,7 +173,7 @@ impl Tensor {
     }
 
     /// The same tensor with other floating-point elements, rounded to its type. `f` changes one run of `run` elements after
-    /// the other, and gets the number of each: weights can be large.
+    /// the other, and gets the number of each; long runs come in pieces, because weights can be large.
     ///
     /// # Errors
     /// The data cannot be read, or are not floating-point numbers of at least 16 bits.
@@ -365,6 +365,9 @@ fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
 }
 
+/// Elements that [`Tensor::map_f64`] has in memory as f64.
+const PIECE: usize = 4096;
+
 /// See [`Tensor::map_f64`].
 fn map_runs<const N: usize>(
     bytes: &[u8],
@@ -378,10 +381,12 @@ fn map_runs<const N: usize>(
     let runs = bytes.as_chunks().0.chunks(run).zip(out.as_chunks_mut().0.chunks_mut(run));
     let mut values = Vec::new();
     for (number, (from, to)) in runs.enumerate() {
-        values.clear();
-        values.extend(from.iter().map(|bytes| read(*bytes)));
-        f(number, &mut values);
-        values.iter().zip(to).for_each(|(value, to)| *to = write(*value));
+        for (from, to) in from.chunks(PIECE).zip(to.chunks_mut(PIECE)) {
+            values.clear();
+            values.extend(from.iter().map(|bytes| read(*bytes)));
+            f(number, &mut values);
+            values.iter().zip(to).for_each(|(value, to)| *to = write(*value));
+        }
     }
     out
 }

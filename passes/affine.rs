@@ -195,7 +195,7 @@ impl<'g> Layer<'g> {
     /// Writes `scale * y + shift` into a patch as one layer in the place of this one, which computes `y`.
     ///
     /// # Errors
-    /// The weights have other readers, are too large, lack the digits, or the new ones do not fit their type.
+    /// The weights have other readers (and are not just one for each channel), are too large, lack the digits, or the new ones do not fit their type.
     pub fn absorb(&self, affine: &Affine, patch: &mut Patch) -> Result<Operand, Miss> {
         if affine.scale.len() != self.channels {
             return Err(Miss::NoMatch);

@@ -3,7 +3,8 @@
 //! With `y = BatchNormalization(r) = a*r + b` for each channel, `a = gamma / sqrt(var + epsilon)`,
 //! `b = beta - a*mean`, and `~` for "is written as":
 //! ```text
-//! y of r = Conv(p, W, B)       ~  y = Conv(p, a*W, a*B + b)      also ConvTranspose, Gemm, MatMul of matrices
+//! y of r = Conv(p, W, B)       ~  y = Conv(p, a*W, a*B + b)      also ConvTranspose, Gemm, MatMul of
+//!                                                                matrices, InstanceNormalization, GroupNormalization
 //! y of r = s*p + t*q + c       ~  y = (a*s)*p + (a*t)*q + (a*c + b)
 //! ```
 //! Scales and shifts between layer and normalization are taken along. A tensor less exists, and an operator less runs.

@@ -11,8 +11,8 @@
 //! ```
 //! Class: rounding differs (merged constants). Where the scale is 0, NaN and infinity in p are no longer hidden or
 //! shown in the same places: `0 * (x with NaN)` was NaN, as it is with W = 0, but an overflow before the scale is gone.
-//! Left alone: weights that another layer shares (a scaled copy would be larger than what is saved), float16 weights
-//! (they would lose digits; a shift goes into the bias all the same).
+//! Left alone: weights that another layer shares (a scaled copy would be larger than what is saved, but for the few of a
+//! normalization), float16 weights (they would lose digits; a shift goes into the bias all the same).
 //!
 //! ```onnx
 //! f (float[1,3,4,4] x) => (float[1,2,4,4] z) <float[2,3,1,1] w, float[2] b, float[2,1,1] s, float[1,2,1,1] t> {

@@ -4,7 +4,7 @@
 //! between. ONNX Runtime merges operators that are equal to the letter, at every level of optimization, and keeps the
 //! result all the while; operators that say the same in other words it leaves alone. Which words there are:
 //! - an axis counted from the other end (operator sets from 11 on),
-//! - a default that is written out: `ceil_mode` of a pooling operator (from 10 on),
+//! - a default that is written out, or left out: `ceil_mode` of a pooling operator (from 10 on),
 //! - a sum or product with its operands the other way round.
 //!
 //! Runs at the very end, and only where the plan of the merged graph needs more. The same results, bit for bit.
@@ -49,12 +49,13 @@
 //! }
 //! ```
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use dmopt_ir::{Attribute, Graph, Names, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety};
+use dmopt_ir::{Attribute, Graph, Names, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety, ValueId};
 
 use crate::common_subexpressions::{hash, may_merge, same};
-use crate::{Context, Miss, Pass, Planning, Stage, order_of};
+use crate::{Context, Miss, Pass, Stage, order_of};
 
 /// See the header of this file.
 pub struct KeepCopies;
@@ -78,76 +79,86 @@ impl Pass for KeepCopies {
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
         let graph = rewriter.graph();
-        let order = order_of(graph);
-        let copies = copies(graph, &order);
-        if copies.is_empty() || !pay(graph, &order, &copies, context.planning) {
+        let found = copies(graph, &order_of(graph), true);
+        if found.is_empty() {
             return;
         }
-        let mut forms = Forms::default();
-        order.iter().for_each(|&op| forms.insert(graph.op(op)));
-        for (copy, _) in copies {
-            let graph = rewriter.graph();
-            let other = in_other_words(graph, copy).and_then(|other| match forms.contains(&other) {
-                true => {
-                    Err(Miss::refused("computed more than twice, and there is one other way to write it"))
-                }
-                false => Ok(other),
-            });
-            let proposal = other.as_ref().map(|other| rewritten(graph, copy, other)).map_err(Miss::clone);
-            if context.apply(copy, proposal, rewriter)
-                && let Ok(other) = other
-            {
-                forms.insert(&other);
-            }
+        let peak = |graph: &Graph| context.planning.sized(graph).peak_in(&order_of(graph)).ok();
+        let (apart, equal): (Vec<Copy>, Vec<Copy>) = found.into_iter().partition(|copy| copy.words.is_ok());
+        let now = peak(graph);
+        let with_equal_merged = peak(&merged(graph, &equal));
+        let with_all_merged = peak(&merged(graph, &copies(graph, &order_of(graph), false)));
+        // What is merged at no cost, or costs nothing beside what has to be merged, stays as it is.
+        let refused = equal.into_iter().filter(|_| now < with_equal_merged);
+        let kept = apart.into_iter().filter(|_| with_equal_merged < with_all_merged);
+        for Copy { op, words, .. } in kept.chain(refused) {
+            let proposal = words.map(|words| words.patch(rewriter.graph(), op));
+            context.apply(op, proposal, rewriter);
         }
     }
 }
 
-/// Operators to compare others with.
-#[derive(Default)]
-struct Forms(HashMap<u64, Vec<Op>>);
-
-impl Forms {
-    fn insert(&mut self, op: &Op) {
-        self.0.entry(hash(op)).or_default().push(op.clone());
-    }
-
-    fn contains(&self, op: &Op) -> bool {
-        self.0.get(&hash(op)).is_some_and(|alike| alike.iter().any(|other| same(other, op)))
-    }
+/// An operator that computes what an earlier one has computed.
+struct Copy {
+    op: OpId,
+    of: OpId,
+    /// How it can be written otherwise, or why not.
+    words: Result<Words, Miss>,
 }
 
-/// Operators that compute what an earlier one has computed, with that one. What an output of the graph is has to be
-/// computed by an operator of its own, so that is none.
-fn copies(graph: &Graph, order: &[OpId]) -> Vec<(OpId, OpId)> {
-    let mut seen: HashMap<u64, Vec<OpId>> = HashMap::new();
+/// Operators that a runtime takes to be equal to earlier ones: those that read equal results are equal, too. Those that
+/// can be written otherwise are taken to be so if `apart` says so. What an output of the graph is has to be computed by
+/// an operator of its own.
+fn copies(graph: &Graph, order: &[OpId], apart: bool) -> Vec<Copy> {
+    let mut seen: HashMap<u64, Vec<(OpId, Cow<'_, Op>)>> = HashMap::new();
+    let mut merged: HashMap<ValueId, ValueId> = HashMap::new();
     let mut copies = Vec::new();
-    for &op in order.iter().filter(|&&op| may_merge(graph, op)) {
-        let alike = seen.entry(hash(graph.op(op))).or_default();
-        match alike.iter().find(|&&first| same(graph.op(first), graph.op(op))) {
-            Some(_) if graph.op(op).results().any(|value| graph.is_output(value)) => {}
-            Some(&first) => copies.push((op, first)),
-            None => alike.push(op),
+    for &id in order.iter().filter(|&&id| may_merge(graph, id)) {
+        let mut op = Cow::Borrowed(graph.op(id));
+        if op.operands().any(|value| merged.contains_key(&value)) {
+            let inputs = op.to_mut().inputs.iter_mut().flatten();
+            inputs.for_each(|value| *value = merged.get(value).copied().unwrap_or(*value));
         }
+        let find = |op: &Op| {
+            let alike = seen.get(&hash(op)).into_iter().flatten();
+            alike.into_iter().find(|(_, other)| same(other, op)).map(|(id, _)| *id)
+        };
+        let of = find(&op).filter(|_| !op.results().any(|value| graph.is_output(value)));
+        let mut form = op;
+        if let Some(of) = of {
+            let words = Words::other(graph, &form).and_then(|words| {
+                let other = words.of(&form);
+                match find(&other) {
+                    Some(_) => {
+                        Err(Miss::refused("computed more than twice, and there is one other way to write it"))
+                    }
+                    None => Ok((words, other)),
+                }
+            });
+            let (words, other) =
+                words.map_or_else(|miss| (Err(miss), None), |(w, other)| (Ok(w), Some(other)));
+            match other.filter(|_| apart) {
+                Some(other) => form = Cow::Owned(other),
+                None => {
+                    let results = form.outputs.iter().zip(&graph.op(of).outputs);
+                    merged.extend(results.filter_map(|(own, first)| Some(((*own)?, (*first)?))));
+                }
+            }
+            copies.push(Copy { op: id, of, words });
+        }
+        seen.entry(hash(&form)).or_default().push((id, form));
     }
     copies
 }
 
-/// True if less memory is needed with the copies than without.
-fn pay(graph: &Graph, order: &[OpId], copies: &[(OpId, OpId)], planning: &Planning) -> bool {
-    let peak = |graph: &Graph, order: &[OpId]| planning.sized(graph).peak_in(order).ok();
-    let merged = merged(graph, copies);
-    peak(graph, order).zip(peak(&merged, &order_of(&merged))).is_some_and(|(with, without)| with < without)
-}
-
-/// The graph that a runtime makes of this one.
-fn merged(graph: &Graph, copies: &[(OpId, OpId)]) -> Graph {
+/// The graph that a runtime makes of this one if it merges these copies.
+fn merged(graph: &Graph, copies: &[Copy]) -> Graph {
     let mut merged = graph.clone();
     let (mut names, mut fuel) = (Names::default(), None);
     let mut rewriter = Rewriter::new(&mut merged, &mut names, Safety::Exact, &mut fuel);
-    for &(copy, first) in copies {
+    for copy in copies {
         let mut patch = Patch::new(Safety::Exact);
-        for (gone, kept) in graph.op(copy).outputs.iter().zip(&graph.op(first).outputs) {
+        for (gone, kept) in graph.op(copy.op).outputs.iter().zip(&graph.op(copy.of).outputs) {
             if let (Some(gone), Some(kept)) = (*gone, *kept) {
                 patch.replace_uses(gone, kept);
             }
@@ -160,57 +171,83 @@ fn merged(graph: &Graph, copies: &[(OpId, OpId)]) -> Graph {
     merged
 }
 
-/// Operators whose `axis` may be counted from either end.
-const AXIS: [&str; 6] = ["Concat", "Gather", "GatherElements", "LogSoftmax", "Softmax", "Split"];
-
-/// The same operator, written otherwise.
-///
-/// # Errors
-/// There is no other way.
-fn in_other_words(graph: &Graph, id: OpId) -> Result<Op, Miss> {
-    let mut op = graph.op(id).clone();
-    let set = |op: &mut Op, name: &str, value: i64| {
-        op.attributes.retain(|attribute| attribute.name != name);
-        op.attributes.push(Attribute::new(name, value));
-    };
-    let opset = graph.opset("");
-    match op.op_type.as_str() {
-        name if AXIS.contains(&name) && opset >= 11 => {
-            let rank = op.input(0).and_then(|value| graph.tensor_type(value)?.rank());
-            let (Some(axis), Some(rank)) = (op.int("axis"), rank) else {
-                return Err(Miss::refused(
-                    "computed twice, but its axis or the rank of its operand is not known",
-                ));
-            };
-            let rank = rank as i64;
-            set(&mut op, "axis", if axis < 0 { axis + rank } else { axis - rank });
-        }
-        "AveragePool" | "MaxPool" if opset >= 10 && op.attribute("ceil_mode").is_none() => {
-            set(&mut op, "ceil_mode", 0);
-        }
-        "Add" | "Mul" if op.input(0) != op.input(1) => op.inputs.reverse(),
-        _ => {
-            return Err(Miss::refused(
-                "computed twice, but there is no other way to write it: ONNX Runtime keeps one result",
-            ));
-        }
-    }
-    Ok(op)
+/// A difference that means nothing.
+#[derive(Clone, Copy, Debug)]
+enum Words {
+    /// This attribute has this value, which means what it meant.
+    Set(&'static str, i64),
+    /// This attribute, which says what the default is, is left out.
+    Without(&'static str),
+    /// The two operands stand the other way round.
+    Swapped,
 }
 
-/// Puts `other` in the place of an operator with the same results.
-fn rewritten(graph: &Graph, id: OpId, other: &Op) -> Patch {
-    let operands = other.inputs.iter().map(|value| value.map(Operand::from)).collect();
-    let like = NewOp::like(graph, id, operands);
-    let set = |new: NewOp, attribute: &Attribute| new.attribute(&attribute.name, attribute.value.clone());
-    let mut patch = Patch::new(Safety::Exact);
-    patch.add_op(other.attributes.iter().fold(like, set));
-    for (slot, value) in other.outputs.iter().enumerate() {
-        if let Some(value) = *value {
-            patch.replace_uses(value, Operand::New { op: 0, slot });
+impl Words {
+    /// Another way to write an operator.
+    ///
+    /// # Errors
+    /// There is none.
+    fn other(graph: &Graph, op: &Op) -> Result<Words, Miss> {
+        let opset = graph.opset("");
+        let axis = match op.op_type.as_str() {
+            "Concat" => op.int("axis"),
+            "Gather" | "GatherElements" | "Split" => Some(op.int("axis").unwrap_or(0)),
+            "LogSoftmax" | "Softmax" => Some(op.int("axis").unwrap_or(if opset < 13 { 1 } else { -1 })),
+            _ => None,
+        };
+        let rank = op.input(0).and_then(|value| graph.tensor_type(value)?.rank());
+        match (op.op_type.as_str(), axis, rank) {
+            (_, Some(axis), Some(rank)) if opset >= 11 => {
+                let rank = rank as i64;
+                Ok(Words::Set("axis", if axis < 0 { axis + rank } else { axis - rank }))
+            }
+            ("AveragePool" | "MaxPool", ..) if opset >= 10 => match op.int("ceil_mode") {
+                None => Ok(Words::Set("ceil_mode", 0)),
+                Some(0) => Ok(Words::Without("ceil_mode")),
+                Some(_) => Err(Miss::refused("computed twice, but its default cannot be left out")),
+            },
+            // Before version 7, the second operand is broadcast to the first.
+            ("Add" | "Mul", ..) if opset >= 7 && op.input(0) != op.input(1) => Ok(Words::Swapped),
+            _ => Err(Miss::refused(
+                "computed twice, but there is no other way to write it: ONNX Runtime keeps one result",
+            )),
         }
     }
-    patch
+
+    /// The operator in these words.
+    fn of(self, op: &Op) -> Op {
+        let mut op = op.clone();
+        match self {
+            Words::Set(name, value) => {
+                op.attributes.retain(|attribute| attribute.name != name);
+                op.attributes.push(Attribute::new(name, value));
+            }
+            Words::Without(name) => op.attributes.retain(|attribute| attribute.name != name),
+            Words::Swapped => op.inputs.reverse(),
+        }
+        op
+    }
+
+    /// Writes an operator of the graph in these words.
+    fn patch(self, graph: &Graph, id: OpId) -> Patch {
+        let mut operands: Vec<_> = graph.op(id).inputs.iter().map(|value| value.map(Operand::from)).collect();
+        if let Words::Swapped = self {
+            operands.reverse();
+        }
+        let like = NewOp::like(graph, id, operands);
+        let mut patch = Patch::new(Safety::Exact);
+        patch.add_op(match self {
+            Words::Set(name, value) => like.attribute(name, value),
+            Words::Without(name) => like.without_attribute(name),
+            Words::Swapped => like,
+        });
+        for (slot, value) in graph.op(id).outputs.iter().enumerate() {
+            if let Some(value) = *value {
+                patch.replace_uses(value, Operand::New { op: 0, slot });
+            }
+        }
+        patch
+    }
 }
 
 #[cfg(test)]
@@ -236,7 +273,9 @@ mod tests {
             ("Add(x, z)", "Add(z, x)"),
             ("Mul(x, z)", "Mul(z, x)"),
             ("Softmax<axis = -1>(x)", "Softmax<axis = 3>(x)"),
+            ("Softmax(x)", "Softmax<axis = 3>(x)"),
             ("MaxPool<kernel_shape = [1, 1]>(x)", "MaxPool<kernel_shape = [1, 1], ceil_mode = 0>(x)"),
+            ("MaxPool<kernel_shape = [1, 1], ceil_mode = 0>(x)", "MaxPool<kernel_shape = [1, 1]>(x)"),
         ] {
             check(PASS, &far_apart(first, first), &far_apart(first, second));
         }
@@ -253,14 +292,36 @@ mod tests {
     }
 
     #[test]
-    fn a_third_copy_is_named() {
+    fn a_third_copy_is_named_and_the_second_has_no_use_then() {
         let three = |second: &str| {
             far_apart("Add(x, z)", second)
                 .replace("y = ReduceSum(g, axes)", "h = Add(x, z)  i = Sub(h, g)  y = ReduceSum(i, axes)")
         };
-        let refused = crate::testing::refusals(&check(PASS, &three("Add(x, z)"), &three("Add(z, x)")));
+        let refused = left_alone(PASS, &three("Add(x, z)"));
         assert_eq!(refused.len(), 1);
         assert!(refused[0].starts_with("Add of 'h': computed more than twice"), "{refused:?}");
+    }
+
+    #[test]
+    fn what_reads_equal_results_is_equal_too() {
+        let text = |second: &str| {
+            far_apart("Mul(r, x)", second)
+                .replace("a = Mul", "r = Neg(z)  a = Mul")
+                .replace(&format!("f = {second}"), &format!("s = Neg(z)  f = {second}"))
+        };
+        let (before, after) = (text("Mul(s, x)"), text("Mul(x, s)"));
+        let small = |text: String| text.replace("float[1,1,4,16] z", "float[1,1,1,1] z");
+        check(PASS, &small(before), &small(after));
+    }
+
+    #[test]
+    fn copies_that_cost_nothing_stay_equal_beside_one_that_has_to_be_merged() {
+        let text = far_apart("Neg(x)", "Neg(x)").replace(
+            "y = ReduceSum(g, axes)",
+            "h = ReduceSum(g, axes)  p = Add(h, b)  q = Add(h, b)  y = Mul(p, q)",
+        );
+        let refused = left_alone(PASS, &text);
+        assert_eq!(refused.len(), 1, "{refused:?}");
     }
 
     #[test]

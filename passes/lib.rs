@@ -248,7 +248,7 @@ pub struct Options<'a> {
     pub planning: Planning,
     /// Take no more offers once the model needs no more than this many bytes.
     pub budget_bytes: Option<u64>,
-    /// Take no offers that multiply the arithmetic by more than this, to two decimals; `None` means 1.00.
+    /// Take no offers that multiply the arithmetic by more than this; `None` means 1.
     pub max_flops_ratio: Option<f64>,
     /// Check every invariant after every pass, not only in debug builds.
     pub verify: bool,

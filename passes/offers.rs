@@ -4,7 +4,7 @@
 //! the target's operators put in and the operators ordered anew; its peak is that of the runtime's plan. While a trial
 //! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
 //! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
-//! back, wholly or to a milder level, without a higher peak is taken back, so no more is changed than pays. Where that
+//! back, wholly or to a milder level, without a higher peak (or one that does not fit) is taken back, so no more is changed than pays. Where that
 //! brings the peak down, which is elsewhere then, it begins again.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
@@ -33,9 +33,6 @@ const WORTH_A_LEVEL: u64 = 32;
 
 /// Steps that need this share of the peak, in parts of 64, are looked at together with it.
 const NEAR_PEAK: u64 = 63;
-
-/// A ratio of arithmetic counts to two decimals: a ReLU that is computed in two places is no arithmetic to speak of.
-const LITTLE_FLOPS: f64 = 0.005;
 
 /// How many operators the graphs of all trials together may have: some seconds of work.
 const WORK: usize = 300_000;
@@ -112,20 +109,20 @@ impl Offers<'_> {
             return nothing;
         }
         let Some(start) = self.attempt(graph, names, &nothing) else { return nothing };
-        let ratio = self.options.max_flops_ratio.unwrap_or(1.0) + LITTLE_FLOPS;
         let mut left = WORK;
         let mut attempt = |taken: &Taken| {
             if left == 0 {
-                return None;
+                return Err(Failure::NoWork);
             }
-            let trial = self.attempt(graph, names, taken)?;
+            let trial = self.attempt(graph, names, taken).ok_or(Failure::NotKnown)?;
             left = left.saturating_sub(trial.ops);
-            Some(trial)
+            Ok(trial)
         };
         let mut search = Search {
             attempt: &mut attempt,
             budget_bytes: self.options.budget_bytes,
-            allowed: ratio * start.flops as f64,
+            allowed: self.options.max_flops_ratio.unwrap_or(1.0) * start.flops as f64,
+            most: start.peaks.clone(),
             at_end: false,
             useless: BTreeMap::new(),
             reasons: start.refused.clone(),
@@ -133,10 +130,11 @@ impl Offers<'_> {
         let best = search.run(start);
         let Search { useless, mut reasons, .. } = search;
         reasons.extend(useless);
-        for (key, reason) in reasons {
-            if !best.taken.contains_key(&key) {
-                logs.entry(key.0).or_default().refuse(format!("'{}'", key.1), reason);
-            }
+        reasons.retain(|key, _| !best.taken.contains_key(key));
+        // What is taken and yet came to nothing is told of, too.
+        reasons.extend(best.refused);
+        for ((pass, result), reason) in reasons {
+            logs.entry(pass).or_default().refuse(format!("'{result}'"), reason);
         }
         best.taken
     }
@@ -158,6 +156,8 @@ impl Offers<'_> {
         });
         taking.ok()?;
         let open = self.open(&graph, taken);
+        // Of standard operators: what the target writes for a sum may multiply by one.
+        let flops = flops(self.options.planning.sized(&graph).graph());
         let mut log = Log::default();
         for pass in &self.lowering {
             let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
@@ -197,7 +197,7 @@ impl Offers<'_> {
                 next.insert(key.clone(), taken[key] + 1..*levels);
             }
         }
-        let (flops, ops) = (flops(sized.graph()), operators(&graph));
+        let ops = operators(&graph);
         Some(Trial { taken: taken.clone(), peaks, crests, flops, ops, next, refused })
     }
 
@@ -292,18 +292,29 @@ impl Offers<'_> {
 
 /// A search for the trial that needs least, or little enough.
 struct Search<'s> {
-    /// Makes a trial; `None` when no work is left.
-    attempt: &'s mut dyn FnMut(&Taken) -> Option<Trial>,
+    /// Makes a trial.
+    attempt: &'s mut dyn FnMut(&Taken) -> Result<Trial, Failure>,
     /// What is little enough.
     budget_bytes: Option<u64>,
     /// Operations that a trial may have.
     allowed: f64,
+    /// Peaks that a trial may have at most.
+    most: Vec<u64>,
     /// True when no work is left.
     at_end: bool,
     /// What has been tried since the peak was elsewhere and does not help, with the reason.
     useless: BTreeMap<Key, String>,
     /// What was tried before, or cannot be, with the reason.
     reasons: BTreeMap<Key, String>,
+}
+
+/// Why there is no trial.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// No work is left.
+    NoWork,
+    /// A size is not known in it.
+    NotKnown,
 }
 
 impl Search<'_> {
@@ -313,7 +324,11 @@ impl Search<'_> {
             let peaks = low.peaks.clone();
             best = self.take_back(low);
             // Without work to take back what did not lead further, that is not taken.
-            if self.at_end && !best.is_below(&lowest, WORTHWHILE) && lowest.taken.len() < best.taken.len() {
+            let further = best.is_below(&lowest, WORTHWHILE) || self.fits(&best);
+            if self.at_end && !further && lowest.taken.len() < best.taken.len() {
+                let untaken = best.taken.into_keys().filter(|key| !lowest.taken.contains_key(key));
+                let reason = || "no work was left to see what would come of it".to_string();
+                self.reasons.extend(untaken.map(|key| (key, reason())));
                 return lowest;
             }
             if self.at_end || self.fits(&best) || !is_below(&best.peaks, &peaks, WORTHWHILE) {
@@ -323,14 +338,15 @@ impl Search<'_> {
         }
     }
 
-    fn try_to(&mut self, take: &Taken) -> Option<Trial> {
+    fn try_to(&mut self, take: &Taken) -> Result<Trial, Failure> {
         let trial = (self.attempt)(take);
-        self.at_end |= trial.is_none();
+        self.at_end |= matches!(trial, Err(Failure::NoWork));
         trial
     }
 
     fn fits(&self, trial: &Trial) -> bool {
         self.budget_bytes.is_some_and(|budget| trial.peaks[0] <= budget)
+            && trial.peaks.iter().zip(&self.most).all(|(peak, most)| peak <= most)
     }
 
     /// Takes more as long as that helps. Gives the last trial, and the last that was lower and not only as low less often.
@@ -361,7 +377,16 @@ impl Search<'_> {
             }
             let mut taken = best.taken.clone();
             taken.extend(step.iter().cloned());
-            let Some(trial) = self.try_to(&taken) else { break };
+            let trial = match self.try_to(&taken) {
+                Ok(trial) => trial,
+                Err(Failure::NoWork) => break,
+                Err(Failure::NotKnown) => {
+                    if let [(key, _)] = &step[..] {
+                        self.useless.insert(key.clone(), "a size would not be known with it".to_string());
+                    }
+                    continue;
+                }
+            };
             let too_much = trial.flops as f64 > self.allowed;
             let fits = self.fits(&trial);
             if !too_much && (trial.beats(best) || trial.no_worse(best) && fits) {
@@ -396,10 +421,16 @@ impl Search<'_> {
                     Some(milder) => _ = fewer.insert(key.clone(), milder),
                     None => _ = fewer.remove(&key),
                 }
-                let Some(trial) = self.try_to(&fewer) else { return best };
+                let trial = match self.try_to(&fewer) {
+                    Ok(trial) => trial,
+                    Err(Failure::NoWork) => return best,
+                    Err(Failure::NotKnown) => continue,
+                };
                 if trial.no_worse(&best) || self.fits(&trial) {
                     if milder.is_none() {
-                        self.useless.insert(key, "the peak is as low without it".to_string());
+                        let reason = best.refused.get(&key).cloned();
+                        let as_low = || "the peak is as low without it".to_string();
+                        self.useless.insert(key, reason.unwrap_or_else(as_low));
                     }
                     best = trial;
                     break;

@@ -89,8 +89,7 @@ pub struct Options<'a> {
     pub target: passes::Target,
     /// Take no more rewrites that trade for memory once the model needs no more than this many bytes.
     pub budget_bytes: Option<u64>,
-    /// How much more arithmetic such rewrites may cost, as a factor that counts to two decimals; `None` means 1.00: none to
-    /// speak of.
+    /// How much more arithmetic such rewrites may cost, as a factor; `None` means 1: none.
     pub max_flops_ratio: Option<f64>,
     /// Into how many slices the channels between two layers are split, everywhere; as the peak asks for where nobody says.
     pub split_hidden: Option<u64>,

@@ -13,7 +13,7 @@ use dmopt_ir::text::print_model;
 use dmopt_ir::{Graph, Model, OpId, Safety, verify_model};
 use dmopt_onnx::schema::ModelProto;
 use dmopt_onnx::{ExportOptions, Folder};
-use dmopt_passes::{Options, Outcome, PIPELINE};
+use dmopt_passes::{Options, Outcome, PIPELINE, Planning, Target};
 
 /// Milliseconds for each property.
 const BUDGET: u64 = 2_000;
@@ -36,6 +36,12 @@ fn run(model: &mut Model, options: Options<'_>) -> Outcome {
     let before = print_model(model);
     let options = Options { verify: true, ..options };
     dmopt_passes::run(model, &options).unwrap_or_else(|error| panic!("{error}\n{before}"))
+}
+
+/// All passes, for any target.
+fn for_any_target(u: &mut Unstructured<'_>) -> Result<Options<'static>> {
+    let planning = Planning { target: *u.choose(&Target::ALL)?, ..Planning::default() };
+    Ok(Options { planning, ..Options::default() })
 }
 
 /// A graph of any kind.
@@ -80,9 +86,10 @@ fn every_pass_alone_leaves_a_sound_graph_with_the_same_interface() {
 #[test]
 fn all_passes_together_leave_a_sound_graph_with_the_same_interface_that_can_be_written() {
     arbtest(|u| {
+        let options = for_any_target(u)?;
         let mut model = import(&any(u)?);
         let (before, ports) = (print_model(&model), interface(&model));
-        run(&mut model, Options::default());
+        run(&mut model, options);
         sound(&model, &before);
         assert_eq!(interface(&model), ports, "{before}");
         let again = import(&export(&model));
@@ -120,13 +127,15 @@ fn all_passes_together_repeat_no_convolution_and_no_name() {
 #[test]
 fn a_second_run_changes_nothing() {
     arbtest(|u| {
+        let planning = for_any_target(u)?.planning;
+        let options = || Options { planning: planning.clone(), ..Options::default() };
         let mut model = import(&any(u)?);
         let before = print_model(&model);
-        run(&mut model, Options::default());
+        run(&mut model, options());
         let once = export(&model);
         let mut read = import(&once);
         for (model, how) in [(&mut model, "as it was left"), (&mut read, "written and read")] {
-            let second = run(model, Options::default());
+            let second = run(model, options());
             let busy: Vec<_> =
                 second.passes.iter().filter(|pass| pass.rewrites > 0).map(|p| p.name).collect();
             assert!(
@@ -189,6 +198,7 @@ mod values {
     fn combinations_keep_their_value() {
         let mut compared = 0;
         arbtest(|u| {
+            let options = for_any_target(u)?;
             let combination = Combination::arbitrary(u)?;
             let Some(dtype) = DType::from_code(combination.dtype().into()) else { return Ok(()) };
             let unit = if dtype == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
@@ -208,7 +218,7 @@ mod values {
             let before = encode(&combination.build());
             let mut model = import(&before);
             let text = print_model(&model);
-            run(&mut model, Options::default());
+            run(&mut model, options);
             let after = export(&model);
             for (bytes, which) in [(&before, "as written"), (&after, "optimized")] {
                 let Some(outputs) = outputs(bytes, &inputs) else { continue };
@@ -238,12 +248,13 @@ mod values {
     fn normalizations_keep_their_value() {
         let mut compared = 0;
         arbtest(|u| {
+            let options = for_any_target(u)?;
             let before = encode(&random::normalized(u)?);
             let mut model = import(&before);
             let text = print_model(&model);
             // Alone, too: in the pipeline, other passes leave less to fold-batch-norm.
             let alone = if u.arbitrary()? { Vec::new() } else { vec!["fold-batch-norm".to_string()] };
-            let outcome = run(&mut model, Options { only: alone, ..Options::default() });
+            let outcome = run(&mut model, Options { only: alone, ..options });
             let unit = if text.contains("double") { f64::EPSILON } else { f64::from(f32::EPSILON) };
             // Sums of a few elements may come out some hundred times smaller than their terms.
             let rel = if outcome.safety > Some(Safety::Exact) { 4096.0 * unit } else { 0.0 };

@@ -52,7 +52,7 @@ pub struct Optimize {
     /// Stop looking for rewrites that trade for memory once the predicted peak is this low
     #[arg(long, value_name = "N")]
     budget_bytes: Option<u64>,
-    /// How much more arithmetic such rewrites may cost, as a factor, to two decimals
+    /// How much more arithmetic such rewrites may cost, as a factor
     #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = ratio)]
     max_flops_ratio: f64,
     /// Compute what lies between two layers in this many slices of its channels, everywhere [default: as the peak asks for]

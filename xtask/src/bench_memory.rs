@@ -63,7 +63,11 @@ struct Row {
     name: &'static str,
     /// The kinds of sessions one after the other, in each the targets.
     cells: Vec<Compared>,
-    /// How far the original is from itself in a session without optimizations.
+}
+
+/// A row of the tables of networks: how far the original is from itself in a session without optimizations, too.
+struct Noisy {
+    row: Row,
     noise: f64,
 }
 
@@ -113,7 +117,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let (mut networks, mut forms) = (Vec::new(), Vec::new());
     // A run is long: what was measured stands in the document as soon as there is a row of it.
-    let write = |networks: &[Row], forms: &[Row]| {
+    let write = |networks: &[Noisy], forms: &[Row]| {
         let mut text = tables(networks, bench);
         if !forms.is_empty() {
             text += &table_of_forms(forms);
@@ -123,7 +127,8 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
-        networks.push(tool.row(network, &original, &TARGETS, bench)?);
+        let row = tool.row(network, &original, &TARGETS, bench)?;
+        networks.push(Noisy { row, noise: tool.noise(&original, bench)? });
         write(&networks, &forms)?;
     }
     let of_forms = Bench { runs: 0, quick: true, ..bench.clone() };
@@ -220,7 +225,7 @@ impl Tool {
                 cells.push(compared);
             }
         }
-        Ok(Row { name, cells, noise: self.noise(original, bench)? })
+        Ok(Row { name, cells })
     }
 
     fn noise(&self, original: &Path, bench: &Bench) -> anyhow::Result<f64> {
@@ -270,7 +275,7 @@ impl Tool {
     }
 }
 
-fn tables(rows: &[Row], bench: &Bench) -> String {
+fn tables(rows: &[Noisy], bench: &Bench) -> String {
     let mut text = format!(
         "# Results
 
@@ -293,7 +298,7 @@ cargo xtask bench-memory --seeds {} --runs {}{}
         bench.runs,
         if bench.quick { " --quick" } else { "" }
     );
-    for Row { name, cells, .. } in rows {
+    for Row { name, cells } in rows.iter().map(|noisy| &noisy.row) {
         let [default, _, tuned, _] = &cells[..] else { continue };
         let _ = write!(text, "| {name} | {} | {} |", megabytes(default.before), megabytes(tuned.before));
         for cell in cells {
@@ -313,7 +318,7 @@ itself, with all optimizations of the session and with none (`scripts/session_no
 |---|---|---|---|---|---|
 "
     );
-    for Row { name, cells, noise } in rows {
+    for Noisy { row: Row { name, cells }, noise } in rows {
         let _ = write!(text, "| {name} |");
         for cell in cells {
             let time = cell.latency.map_or("not timed".to_string(), |ratio| format!("{ratio:.2}"));
@@ -334,7 +339,7 @@ some of them for each sample or pixel; in f12 the mixing is computed in double p
 |---|---|---|---|---|
 "
     .to_string();
-    for Row { name, cells, .. } in rows {
+    for Row { name, cells } in rows {
         let [default, tuned] = &cells[..] else { continue };
         let _ = write!(text, "| {name} | {} |", megabytes(default.before));
         for cell in cells {
