@@ -42,8 +42,6 @@ pub struct Bench {
 struct Network {
     name: &'static str,
     source: Source,
-    /// `--budget-bytes`, if it is to be optimized with one.
-    budget: Option<u64>,
 }
 
 /// Where a network comes from.
@@ -80,10 +78,6 @@ const NETWORKS: &[Network] = &[
     Network::new("one layer, batch 32, 128 channels, 52x68, 2 streams", Source::Layer),
     Network::new("MobileNetV2, batch 16", Source::Torchvision("mobilenet_v2")),
     Network::new("U-Net, base width 32, 256x256", Source::Torchvision("unet")),
-    Network {
-        budget: Some(104_857_600),
-        ..Network::new("U-Net, --budget-bytes 104857600", Source::Torchvision("unet"))
-    },
     Network::new("DenseNet-121", Source::Torchvision("densenet121")),
     Network::new("ResNet-50", Source::Torchvision("resnet50")),
 ];
@@ -144,7 +138,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
 
 impl Network {
     const fn new(name: &'static str, source: Source) -> Network {
-        Network { name, source, budget: None }
+        Network { name, source }
     }
 
     fn build(&self, folder: &Path) -> anyhow::Result<PathBuf> {
@@ -217,7 +211,7 @@ impl Tool {
         let mut cells = Vec::new();
         for session in SESSIONS {
             for target in targets {
-                let compared = self.compare(original, network.budget, target, session, bench)?;
+                let compared = self.compare(original, target, session, bench)?;
                 println!(
                     "{name}: {target}, {session} session: {} -> {} bytes, max rel {:.1e}, latency {:.2?}",
                     compared.before, compared.after, compared.max_rel, compared.latency
@@ -239,7 +233,6 @@ impl Tool {
     fn compare(
         &self,
         original: &Path,
-        budget: Option<u64>,
         target: &str,
         session: &str,
         bench: &Bench,
@@ -248,9 +241,6 @@ impl Tool {
         let (before, after) = (original.to_str().context("no text")?, result.to_str().context("no text")?);
         let optimize = ["optimize", before, after, "--target", target, "--quiet"];
         let mut optimize = self.command(&optimize, session);
-        if let Some(budget) = budget {
-            optimize.arg("--budget-bytes").arg(budget.to_string());
-        }
         match bench.quick {
             true => optimize.arg("--no-validate"),
             false => optimize.args(["--validate-with", "ort"]),
