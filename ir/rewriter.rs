@@ -92,7 +92,12 @@ impl NewOp {
     /// A copy of an operator (name, attributes, everything the file said) that stands in its place, with other
     /// operands.
     pub fn like(graph: &Graph, id: OpId, inputs: Vec<Option<Operand>>) -> NewOp {
-        let op = graph.op(id).clone();
+        NewOp { inputs, ..NewOp::instead_of(graph, id, graph.op(id).clone()) }
+    }
+
+    /// This operator, which has the results of another, in the other's place.
+    pub fn instead_of(graph: &Graph, id: OpId, op: Op) -> NewOp {
+        let inputs = op.inputs.iter().map(|v| v.map(Operand::from)).collect();
         let types = op.outputs.iter().map(|v| v.and_then(|v| graph.value(v).ty.clone())).collect();
         NewOp { op, inputs, types, position: Position::At(id), result_hint: None }
     }
@@ -108,12 +113,6 @@ impl NewOp {
     pub fn attribute(mut self, name: &str, value: impl Into<AttributeValue>) -> NewOp {
         self.op.attributes.retain(|a| a.name != name);
         self.op.attributes.push(Attribute::new(name, value));
-        self
-    }
-
-    /// Leaves an attribute out.
-    pub fn without_attribute(mut self, name: &str) -> NewOp {
-        self.op.attributes.retain(|a| a.name != name);
         self
     }
 

@@ -52,10 +52,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use dmopt_ir::{Attribute, Graph, Names, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety, ValueId};
+use dmopt_ir::{Attribute, Graph, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety, ValueId};
 
 use crate::common_subexpressions::{hash, may_merge, same};
-use crate::{Context, Miss, Pass, Stage, order_of};
+use crate::{Context, Miss, Pass, Stage, edited, order_of};
 
 /// See the header of this file.
 pub struct KeepCopies;
@@ -85,9 +85,13 @@ impl Pass for KeepCopies {
         }
         let peak = |graph: &Graph| context.planning.sized(graph).peak_in(&order_of(graph)).ok();
         let (apart, equal): (Vec<Copy>, Vec<Copy>) = found.into_iter().partition(|copy| copy.words.is_ok());
-        let now = peak(graph);
-        let with_equal_merged = peak(&merged(graph, &equal));
-        let with_all_merged = peak(&merged(graph, &copies(graph, &order_of(graph), false)));
+        let peak_merged = |copies: &[Copy]| peak(&merged(graph, copies)?);
+        let with_all = peak_merged(&copies(graph, &order_of(graph), false));
+        let (Some(now), Some(with_equal_merged), Some(with_all_merged)) =
+            (peak(graph), peak_merged(&equal), with_all)
+        else {
+            return;
+        };
         // What is merged at no cost, or costs nothing beside what has to be merged, stays as it is.
         let refused = equal.into_iter().filter(|_| now < with_equal_merged);
         let kept = apart.into_iter().filter(|_| with_equal_merged < with_all_merged);
@@ -151,24 +155,18 @@ fn copies(graph: &Graph, order: &[OpId], apart: bool) -> Vec<Copy> {
     copies
 }
 
-/// The graph that a runtime makes of this one if it merges these copies.
-fn merged(graph: &Graph, copies: &[Copy]) -> Graph {
-    let mut merged = graph.clone();
-    let (mut names, mut fuel) = (Names::default(), None);
-    let mut rewriter = Rewriter::new(&mut merged, &mut names, Safety::Exact, &mut fuel);
-    for copy in copies {
+/// The graph that a runtime makes of this one if it merges these copies. One that cannot be stays, as if it were not equal.
+fn merged(graph: &Graph, copies: &[Copy]) -> Option<Graph> {
+    let merge = |copy: &Copy| {
         let mut patch = Patch::new(Safety::Exact);
         for (gone, kept) in graph.op(copy.op).outputs.iter().zip(&graph.op(copy.of).outputs) {
             if let (Some(gone), Some(kept)) = (*gone, *kept) {
                 patch.replace_uses(gone, kept);
             }
         }
-        // One that is refused stays, as if it were not equal.
-        let _ = rewriter.apply(patch);
-    }
-    // Readers of an equal result that is computed earlier close no cycle.
-    let _ = rewriter.finish();
-    merged
+        patch
+    };
+    edited(graph, copies.iter().map(merge)).map(|(merged, _)| merged)
 }
 
 /// A difference that means nothing.
@@ -230,17 +228,8 @@ impl Words {
 
     /// Writes an operator of the graph in these words.
     fn patch(self, graph: &Graph, id: OpId) -> Patch {
-        let mut operands: Vec<_> = graph.op(id).inputs.iter().map(|value| value.map(Operand::from)).collect();
-        if let Words::Swapped = self {
-            operands.reverse();
-        }
-        let like = NewOp::like(graph, id, operands);
         let mut patch = Patch::new(Safety::Exact);
-        patch.add_op(match self {
-            Words::Set(name, value) => like.attribute(name, value),
-            Words::Without(name) => like.without_attribute(name),
-            Words::Swapped => like,
-        });
+        patch.add_op(NewOp::instead_of(graph, id, self.of(graph.op(id))));
         for (slot, value) in graph.op(id).outputs.iter().enumerate() {
             if let Some(value) = *value {
                 patch.replace_uses(value, Operand::New { op: 0, slot });

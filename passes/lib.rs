@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use dmopt_ir::{Graph, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
+use dmopt_ir::{Graph, Names, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
 
 mod accumulate_in_place;
 mod affine;
@@ -219,6 +219,17 @@ impl Context<'_> {
 /// The operators of a graph in order. Rewriters keep graphs free of cycles, so there is one.
 pub(crate) fn order_of(graph: &Graph) -> Vec<OpId> {
     graph.order().unwrap_or_default()
+}
+
+/// A copy of a graph after those of the edits that fit, and how many did; `None` if they close a cycle.
+pub(crate) fn edited(graph: &Graph, edits: impl IntoIterator<Item = Patch>) -> Option<(Graph, u64)> {
+    let mut copy = graph.clone();
+    let (mut names, mut fuel) = (Names::default(), None);
+    names.add_graph(graph);
+    let mut rewriter = Rewriter::new(&mut copy, &mut names, Safety::Exact, &mut fuel);
+    edits.into_iter().for_each(|patch| _ = rewriter.apply(patch));
+    let applied = rewriter.finish().ok()?;
+    Some((copy, applied))
 }
 
 /// Number of operators of a graph and of the bodies in it.

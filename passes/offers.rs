@@ -4,8 +4,8 @@
 //! the target's operators put in and the operators ordered anew; its peak is that of the runtime's plan. While a trial
 //! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
 //! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
-//! back, wholly or to a milder level, without a higher peak (or one that does not fit) is taken back, so no more is changed than pays. Where that
-//! brings the peak down, which is elsewhere then, it begins again.
+//! back, wholly or to a milder level, without a higher peak (or one that does not fit) is taken back, so no more is
+//! changed than pays. Where that brings the peak down, which is elsewhere then, it begins again.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
@@ -85,7 +85,8 @@ impl Trial {
 
     /// True if the peak is lower by more than one part in so many.
     fn is_below(&self, other: &Trial, parts: u64) -> bool {
-        is_below(&self.peaks, &other.peaks, parts)
+        let (now, before) = (self.peaks[0], other.peaks[0]);
+        now + before / parts < before
     }
 
     fn no_worse(&self, other: &Trial) -> bool {
@@ -321,8 +322,7 @@ impl Search<'_> {
     fn run(&mut self, mut best: Trial) -> Trial {
         loop {
             let (low, lowest) = self.descend(best);
-            let peaks = low.peaks.clone();
-            best = self.take_back(low);
+            best = self.take_back(low.clone());
             // Without work to take back what did not lead further, that is not taken.
             let further = best.is_below(&lowest, WORTHWHILE) || self.fits(&best);
             if self.at_end && !further && lowest.taken.len() < best.taken.len() {
@@ -331,7 +331,7 @@ impl Search<'_> {
                 self.reasons.extend(untaken.map(|key| (key, reason())));
                 return lowest;
             }
-            if self.at_end || self.fits(&best) || !is_below(&best.peaks, &peaks, WORTHWHILE) {
+            if self.at_end || self.fits(&best) || !best.is_below(&low, WORTHWHILE) {
                 return best;
             }
             self.reasons.append(&mut self.useless);
@@ -439,11 +439,6 @@ impl Search<'_> {
         }
         best
     }
-}
-
-/// True if the first of these peaks is lower than that of the others by more than one part in so many.
-fn is_below(now: &[u64], before: &[u64], parts: u64) -> bool {
-    now[0] + before[0] / parts < before[0]
 }
 
 /// What to try, one after the other: all offers at once, from the mildest levels on, then each alone.

@@ -45,12 +45,12 @@
 //! }
 //! ```
 
-use dmopt_ir::{Graph, Names, NewOp, OpId, Patch, Position, Rewriter, Safety};
+use dmopt_ir::{Graph, NewOp, OpId, Patch, Position, Rewriter, Safety};
 use dmopt_memory::ort::{Order, execution_order};
 use dmopt_memory::steer::{self, ANCHOR};
 
 use crate::planning::{Anchors, Planning};
-use crate::{Context, Miss, Pass, Stage, order_of};
+use crate::{Context, Miss, Pass, Stage, edited, order_of};
 
 /// See the header of this file.
 pub struct OrderAnchors;
@@ -101,7 +101,9 @@ fn steering(graph: &Graph, planning: &Planning) -> Result<Patch, Miss> {
         }
     };
     let peaks = |graph: &Graph| planning.sized(graph).peaks().map_err(|_| Miss::NoMatch);
-    let (before, after) = (peaks(graph)?, peaks(&with(graph, patch.clone()).ok_or(Miss::NoMatch)?)?);
+    let anchored = edited(graph, [patch.clone()]).filter(|(_, applied)| *applied > 0);
+    let (anchored, _) = anchored.ok_or(Miss::NoMatch)?;
+    let (before, after) = (peaks(graph)?, peaks(&anchored)?);
     let no_worse = after.iter().zip(&before).all(|(after, before)| after <= before);
     match (after[0] < before[0], no_worse) {
         (true, true) => Ok(patch),
@@ -133,17 +135,6 @@ fn anchored(graph: &Graph, order: &[OpId], planning: &Planning) -> Option<Patch>
         patch.add_op(size.named(&name).result_named(&name).at(Position::Last));
     }
     (patch.added() > 0).then_some(patch)
-}
-
-/// A copy of the graph after an edit.
-fn with(graph: &Graph, patch: Patch) -> Option<Graph> {
-    let mut copy = graph.clone();
-    let (mut names, mut fuel) = (Names::default(), None);
-    names.add_graph(graph);
-    let mut rewriter = Rewriter::new(&mut copy, &mut names, Safety::Exact, &mut fuel);
-    rewriter.apply(patch).ok()?;
-    rewriter.finish().ok()?;
-    Some(copy)
 }
 
 /// Takes all anchors out of a graph and its bodies.

@@ -82,30 +82,27 @@ pub(crate) fn lightest(
     let all: Vec<&str> = PIPELINE.iter().map(|pass| pass.name()).collect();
     let others: Vec<&str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();
     let Options { anchors, target, .. } = *options;
-    let mut ways: Vec<(&str, &[&str], Anchors, Target)> = Vec::new();
+    let mut ways: Vec<(String, &[&str], Anchors, Target)> = Vec::new();
     if moved && bytes.saturating_sub(promised) > promised / AS_PREDICTED {
-        let numbers = anchors != Anchors::Never;
-        ways.push(("as they came", &ORDER, anchors, target));
-        if numbers {
-            ways.push(("numbered for onnxruntime", &[], Anchors::Never, target));
-        }
-        if target == Target::OrtCpu && !asked {
-            let portable = Target::Portable;
-            ways.push(("of standard types alone, in the order found", &[], anchors, portable));
-            ways.push(("of standard types alone, as they came", &ORDER, anchors, portable));
-            if numbers {
-                ways.push((
-                    "of standard types alone, numbered for onnxruntime",
-                    &[],
-                    Anchors::Never,
-                    portable,
-                ));
+        let alone = ("of standard types alone, ", Target::Portable);
+        let standard = (target == Target::OrtCpu && !asked).then_some(alone);
+        for (prefix, types) in [("", target)].into_iter().chain(standard) {
+            let mut way = |name: &str, skipped, anchors| {
+                ways.push((format!("{prefix}{name}"), skipped, anchors, types));
+            };
+            // Those of the target have been measured in the order found.
+            if types != target {
+                way("in the order found", &[], anchors);
+            }
+            way("as they came", &ORDER, anchors);
+            if anchors != Anchors::Never {
+                way("numbered for onnxruntime", &[], Anchors::Never);
             }
         }
     }
     if bytes > before && !asked {
-        ways.push(("as in the original, but in the order found", &others, anchors, target));
-        ways.push(("as in the original", &all, anchors, target));
+        ways.push(("as in the original, but in the order found".to_string(), &others, anchors, target));
+        ways.push(("as in the original".to_string(), &all, anchors, target));
     }
     for (name, skipped, anchors, target) in ways {
         let mut skip = options.skip.clone();
@@ -113,7 +110,7 @@ pub(crate) fn lightest(
         let mut model = original.clone();
         let outcome = rewrite(&mut model, source, &Options { target, ..options.with(anchors, skip) })?;
         let Some(bytes) = weigh(&model) else { continue };
-        measured.push(Arrangement { operators: name.to_string(), bytes });
+        measured.push(Arrangement { operators: name, bytes });
         if bytes < least {
             (least, best) = (bytes, Candidate { model, outcome, measured: Vec::new() });
         }

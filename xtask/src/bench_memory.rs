@@ -56,30 +56,23 @@ enum Source {
     Torchvision(&'static str),
 }
 
-/// A network, and its results.
-struct Row {
-    name: &'static str,
-    /// The kinds of sessions one after the other, in each the targets.
-    cells: Vec<Compared>,
-}
+/// A network, and its results: the kinds of sessions one after the other, in each the targets.
+type Row = (&'static str, Vec<Compared>);
 
-/// A row of the tables of networks: how far the original is from itself in a session without optimizations, too.
-struct Noisy {
-    row: Row,
-    noise: f64,
-}
+/// With how far the original is from itself in a session without optimizations.
+type Noisy = (Row, f64);
 
 const NETWORKS: &[Network] = &[
-    Network::new("direct_mixing_conv, 2 streams", Source::Mixing(&["--streams", "2"])),
-    Network::new("direct_mixing_conv, 4 streams", Source::Mixing(&["--streams", "4"])),
-    Network::new("direct_mixing_bn, 2 streams", Source::Mixing(&["--kind", "direct_mixing_bn"])),
-    Network::new("li_net3, 2 streams", Source::Mixing(&["--kind", "li_net3"])),
-    Network::new("li_net3_soma, 2 streams", Source::Mixing(&["--kind", "li_net3_soma"])),
-    Network::new("one layer, batch 32, 128 channels, 52x68, 2 streams", Source::Layer),
-    Network::new("MobileNetV2, batch 16", Source::Torchvision("mobilenet_v2")),
-    Network::new("U-Net, base width 32, 256x256", Source::Torchvision("unet")),
-    Network::new("DenseNet-121", Source::Torchvision("densenet121")),
-    Network::new("ResNet-50", Source::Torchvision("resnet50")),
+    Network { name: "direct_mixing_conv, 2 streams", source: Source::Mixing(&["--streams", "2"]) },
+    Network { name: "direct_mixing_conv, 4 streams", source: Source::Mixing(&["--streams", "4"]) },
+    Network { name: "direct_mixing_bn, 2 streams", source: Source::Mixing(&["--kind", "direct_mixing_bn"]) },
+    Network { name: "li_net3, 2 streams", source: Source::Mixing(&["--kind", "li_net3"]) },
+    Network { name: "li_net3_soma, 2 streams", source: Source::Mixing(&["--kind", "li_net3_soma"]) },
+    Network { name: "one layer, batch 32, 128 channels, 52x68, 2 streams", source: Source::Layer },
+    Network { name: "MobileNetV2, batch 16", source: Source::Torchvision("mobilenet_v2") },
+    Network { name: "U-Net, base width 32, 256x256", source: Source::Torchvision("unet") },
+    Network { name: "DenseNet-121", source: Source::Torchvision("densenet121") },
+    Network { name: "ResNet-50", source: Source::Torchvision("resnet50") },
 ];
 
 const TARGETS: [&str; 2] = ["portable", "ort-cpu"];
@@ -121,15 +114,15 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
-        let row = tool.row(network, &original, &TARGETS, bench)?;
-        networks.push(Noisy { row, noise: tool.noise(&original, bench)? });
+        let row = tool.row(network.name, &original, &TARGETS, bench)?;
+        networks.push((row, tool.noise(&original, bench)?));
         write(&networks, &forms)?;
     }
     let of_forms = Bench { runs: 0, quick: true, ..bench.clone() };
     for form in FORMS.iter().map(|form| form.name()).filter(|name| name.contains(&bench.only)) {
-        let network = Network::new(form, Source::Form(form));
+        let network = Network { name: form, source: Source::Form(form) };
         let original = network.build(&folder).with_context(|| format!("cannot build form {form}"))?;
-        forms.push(tool.row(&network, &original, &TARGETS[1..], &of_forms)?);
+        forms.push(tool.row(form, &original, &TARGETS[1..], &of_forms)?);
         write(&networks, &forms)?;
     }
     ensure!(!networks.is_empty() || !forms.is_empty(), "no network has '{}' in its name", bench.only);
@@ -137,10 +130,6 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
 }
 
 impl Network {
-    const fn new(name: &'static str, source: Source) -> Network {
-        Network { name, source }
-    }
-
     fn build(&self, folder: &Path) -> anyhow::Result<PathBuf> {
         #[derive(clap::Parser)]
         struct Line<A: Args> {
@@ -202,12 +191,11 @@ impl Tool {
 
     fn row(
         &self,
-        network: &Network,
+        name: &'static str,
         original: &Path,
         targets: &[&str],
         bench: &Bench,
     ) -> anyhow::Result<Row> {
-        let name = network.name;
         let mut cells = Vec::new();
         for session in SESSIONS {
             for target in targets {
@@ -219,7 +207,7 @@ impl Tool {
                 cells.push(compared);
             }
         }
-        Ok(Row { name, cells })
+        Ok((name, cells))
     }
 
     fn noise(&self, original: &Path, bench: &Bench) -> anyhow::Result<f64> {
@@ -288,7 +276,7 @@ cargo xtask bench-memory --seeds {} --runs {}{}
         bench.runs,
         if bench.quick { " --quick" } else { "" }
     );
-    for Row { name, cells } in rows.iter().map(|noisy| &noisy.row) {
+    for ((name, cells), _) in rows {
         let [default, _, tuned, _] = &cells[..] else { continue };
         let _ = write!(text, "| {name} | {} | {} |", megabytes(default.before), megabytes(tuned.before));
         for cell in cells {
@@ -308,7 +296,7 @@ itself, with all optimizations of the session and with none (`scripts/session_no
 |---|---|---|---|---|---|
 "
     );
-    for Noisy { row: Row { name, cells }, noise } in rows {
+    for ((name, cells), noise) in rows {
         let _ = write!(text, "| {name} |");
         for cell in cells {
             let time = cell.latency.map_or("not timed".to_string(), |ratio| format!("{ratio:.2}"));
@@ -322,14 +310,14 @@ itself, with all optimizations of the session and with none (`scripts/session_no
 fn table_of_forms(rows: &[Row]) -> String {
     let mut text = "
 The first network in every form in which its mixing can be written; the shares are of what that form needs in a default
-session, and differences are those of the tuned one. Nothing is chosen by measuring here. In the forms f11 the weights are computed when the network runs, in
-some of them for each sample or pixel; in f12 the mixing is computed in double precision.
+session, and differences are those of the tuned one. Nothing is chosen by measuring here. In the forms f11 the weights are
+computed when the network runs, in some of them for each sample or pixel; in f12 the mixing is computed in double precision.
 
 | form | original, default | ort-cpu, default | ort-cpu, tuned | difference |
 |---|---|---|---|---|
 "
     .to_string();
-    for Row { name, cells } in rows {
+    for (name, cells) in rows {
         let [default, tuned] = &cells[..] else { continue };
         let _ = write!(text, "| {name} | {} |", megabytes(default.before));
         for cell in cells {
