@@ -139,6 +139,11 @@ enum Bias {
     Numbers(Vec<f64>),
 }
 
+/// True if the target adds a multiple of one value of this type to another in one step.
+pub(crate) fn has_step(target: Target, ty: &TensorType) -> bool {
+    target == Target::OrtCpu && fits(ty)
+}
+
 /// What the kernel takes.
 fn fits(ty: &TensorType) -> bool {
     ty.dtype == DType::F32 && ty.rank().is_some_and(|rank| (3..=5).contains(&rank))

@@ -13,7 +13,7 @@
 //! s*Conv(p, W, B) + c       ~  Conv(p, s*W, s*B + c)        nothing else reads the Conv or W; constants
 //! ```
 //! Class: rounding differs (another order of additions, merged constants). With `--exact`, operators only move.
-//! Left alone: sums of two unscaled terms (residual connections), and whatever would need more operators than before.
+//! Left alone: what `nest-scaled-sum` writes; sums of two unscaled terms (residual connections), and whatever would need more operators than before.
 //!
 //! ```onnx
 //! f (float[1,2,4,4] x, float[1,2,4,4] y) => (float[1,2,4,4] z) <float[1] a = {0.5}, float[1] b = {-2.0}, int64[1] axes = {0}> {
@@ -48,8 +48,10 @@ use std::collections::HashSet;
 
 use dmopt_ir::{DType, Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, TensorType, ValueId};
 
+use crate::accumulate_in_place::has_step;
 use crate::linear::{Array, Combination, Expr, Factor, Finder, Form, MAX_WEIGHT, Term};
-use crate::{Context, Miss, Pass, Site, order_of};
+use crate::nest_scaled_sum::is_nested;
+use crate::{Context, Miss, Pass, Site, Target, order_of};
 
 /// See the header of this file.
 pub struct FuseScaledSum;
@@ -69,7 +71,8 @@ impl Pass for FuseScaledSum {
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
         let exact = rewriter.allows() == Safety::Exact;
-        let Survey { plans, obstacles } = survey(rewriter.graph(), exact, context.order_follows);
+        let Survey { plans, obstacles } =
+            survey(rewriter.graph(), exact, context.order_follows, context.planning.target);
         for (op, reason) in obstacles {
             context.apply(op, Err(Miss::Refused(reason)), rewriter);
         }
@@ -94,7 +97,8 @@ impl Pass for FuseScaledSum {
 
 /// The mixing sites of a graph, its bodies included, as they stand; nothing is changed.
 pub fn mixing_sites(graph: &Graph) -> Vec<Site> {
-    let mut sites: Vec<Site> = survey(graph, false, false).plans.into_iter().flat_map(|p| p.sites).collect();
+    let mut sites: Vec<Site> =
+        survey(graph, false, false, Target::default()).plans.into_iter().flat_map(|p| p.sites).collect();
     for op in graph.ops() {
         sites.extend(graph.op(op).bodies().flat_map(mixing_sites));
     }
@@ -126,10 +130,18 @@ enum Step {
     Refuse(String),
 }
 
-/// With `order_follows`, operators are not moved and the terms of a chain may stand in any order: what decides about that
-/// comes later, and two passes that each put the same operators in an order of their own would never come to rest.
-fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
-    let order = order_of(graph);
+/// The combinations of a graph.
+pub(crate) struct Combinations {
+    /// Each with the operator that computes its result.
+    pub found: Vec<(OpId, Combination)>,
+    /// The operators that belong to one.
+    members: HashSet<OpId>,
+    /// What could not be looked through, with the reason.
+    obstacles: Vec<(OpId, String)>,
+}
+
+/// The combinations of a graph whose operators are given in order.
+pub(crate) fn combinations(graph: &Graph, order: &[OpId]) -> Combinations {
     let finder = Finder::new(graph);
     let mut members: HashSet<OpId> = HashSet::new();
     let mut obstacles = Vec::new();
@@ -148,6 +160,14 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
         }
     }
     obstacles.retain(|(op, _)| !members.contains(op));
+    Combinations { found, members, obstacles }
+}
+
+/// With `order_follows`, operators are not moved and the terms of a chain may stand in any order: what decides about that
+/// comes later, and two passes that each put the same operators in an order of their own would never come to rest.
+fn survey(graph: &Graph, exact: bool, order_follows: bool, target: Target) -> Survey {
+    let order = order_of(graph);
+    let Combinations { found, members, obstacles } = combinations(graph, &order);
     let mut position = vec![0; graph.op_bound()];
     order.iter().enumerate().for_each(|(at, op)| position[op.index()] = at);
     let plan = |(root, combination): (OpId, Combination)| {
@@ -182,7 +202,8 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool) -> Survey {
             let stands = |expr: &Expr| graph.op(root).output(0).and_then(|v| expr.find(graph, v, false));
             let is_chain =
                 || chain(graph, root, &combination, false).is_ok_and(|found| stands(&found.expr).is_some());
-            if order_follows && is_chain() {
+            let nested = || is_nested(graph, root, &combination) && !has_step(target, &combination.ty);
+            if nested() || (order_follows && is_chain()) {
                 Step::Leave
             } else {
                 match replacement(graph, root, &combination) {
@@ -233,7 +254,7 @@ impl Step {
 }
 
 /// The combination whose result this operator computes, if it is one to rewrite.
-fn combination_at(graph: &Graph, finder: &Finder<'_>, root: OpId) -> Option<Combination> {
+pub(crate) fn combination_at(graph: &Graph, finder: &Finder<'_>, root: OpId) -> Option<Combination> {
     let value = graph.op(root).output(0)?;
     let combination = finder.combination(value)?;
     let ty = graph.tensor_type(value)?;
@@ -269,7 +290,7 @@ pub(crate) fn steps(graph: &Graph, op: OpId) -> usize {
     }
 }
 
-fn is_sign(factor: &Factor) -> bool {
+pub(crate) fn is_sign(factor: &Factor) -> bool {
     factor.parts.is_empty() && factor.constant.as_scalar().is_some_and(|v| v.abs() == 1.0)
 }
 
@@ -354,7 +375,7 @@ fn reshape_target(ty: &TensorType) -> Option<Vec<i64>> {
 }
 
 /// Terms and addends apart, without those that are zero; the last term stays.
-fn split(all: &[Term]) -> (Vec<Term>, Vec<Factor>) {
+pub(crate) fn split(all: &[Term]) -> (Vec<Term>, Vec<Factor>) {
     let (mut terms, addends): (Vec<Term>, Vec<Term>) = all.iter().cloned().partition(|t| t.x.is_some());
     let last = terms.last().cloned();
     terms.retain(|t| !t.factor.constant.is_zero());

@@ -25,6 +25,7 @@ mod fuse_scaled_sum;
 pub mod header;
 mod keep_copies;
 mod linear;
+mod nest_scaled_sum;
 mod offers;
 mod order_anchors;
 mod planning;
@@ -57,6 +58,7 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &fold_batch_norm::FoldBatchNorm,
     &split_concat::SplitConcat,
     &split_hidden::SplitHidden,
+    &nest_scaled_sum::NestScaledSum,
     &schedule_for_memory::ScheduleForMemory,
     &accumulate_in_place::AccumulateInPlace,
     &keep_copies::KeepCopies,

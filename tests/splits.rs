@@ -1,5 +1,5 @@
-//! Layers that are computed in parts, on random blocks: the same outputs in the embedded runtime, and exactly as many
-//! multiplications as before.
+//! What passes offer, on random blocks: layers computed in parts and sums that are nested have the same outputs in the
+//! embedded runtime, and layers exactly as many multiplications as before.
 
 use arbtest::arbitrary::{Result, Unstructured};
 use arbtest::arbtest;
@@ -29,10 +29,11 @@ impl Block {
         name
     }
 
-    /// Positive numbers, one for each channel.
-    fn variance(&mut self, channels: u64) -> String {
+    /// Positive numbers.
+    fn positive(&mut self, dims: &[u64]) -> String {
         let name = format!("var{}", self.weights.len());
-        self.weights.push(format!("float[{channels}] {name}"));
+        let dims: Vec<String> = dims.iter().map(u64::to_string).collect();
+        self.weights.push(format!("float[{}] {name}", dims.join(",")));
         name
     }
 
@@ -72,7 +73,7 @@ impl Block {
             4 => format!("Add({x}, {})", self.weight(&[1, channels, 1, 1])),
             5 => {
                 let [gamma, beta, mean] = [(); 3].map(|()| self.weight(&[channels]));
-                format!("BatchNormalization({x}, {gamma}, {beta}, {mean}, {})", self.variance(channels))
+                format!("BatchNormalization({x}, {gamma}, {beta}, {mean}, {})", self.positive(&[channels]))
             }
             6 => {
                 let groups = *u.choose(&divisors(channels))?;
@@ -147,6 +148,28 @@ fn concat(u: &mut Unstructured<'_>) -> Result<String> {
     Ok(block.model(inputs, &outputs))
 }
 
+/// A combination of values that are all read once more, with coefficients for all channels or for each.
+fn combination(u: &mut Unstructured<'_>) -> Result<String> {
+    let channels = u.int_in_range(1..=3)?;
+    let (mut block, mut sum, mut kept) = (Block::default(), String::new(), Vec::new());
+    for i in 0..u.int_in_range(2..=5)? {
+        let x = block.line(format!("{}(x)", u.choose(&["Tanh", "Sigmoid", "Relu", "Neg"])?));
+        kept.push(x.clone());
+        let dims: &[u64] = if u.arbitrary()? { &[1] } else { &[channels, 1, 1] };
+        let product = match u.ratio(1, 4)? {
+            true => x,
+            false => {
+                let coefficient = block.positive(dims);
+                block.line(format!("Mul({x}, {coefficient})"))
+            }
+        };
+        let step = if u.ratio(1, 4)? { "Sub" } else { "Add" };
+        sum = if i == 0 { product } else { block.line(format!("{step}({sum}, {product})")) };
+    }
+    let all = block.line(format!("Sum({})", kept.join(", ")));
+    Ok(block.model(channels, &[(sum, channels), (all, channels)]))
+}
+
 fn model(text: &str) -> Model {
     let mut model = parse_model_filled(text, &mut seeded).unwrap_or_else(|error| panic!("{text}\n{error}"));
     infer::infer_graph(&mut model.graph);
@@ -169,7 +192,7 @@ fn products(graph: &Graph) -> u64 {
     let of = |id: OpId| {
         let op = graph.op(id);
         let elements = |value: Option<_>| graph.tensor_type(value?)?.elements();
-        let rows = graph.tensor_type(op.input(1)?)?.dims()?[0];
+        let rows = *graph.tensor_type(op.input(1)?)?.dims()?.first()?;
         let per_element = elements(op.input(1))? / rows;
         match op.op_type.as_str() {
             "Conv" => Some(elements(op.output(0))? * per_element),
@@ -229,11 +252,11 @@ fn take(pass: &dyn Pass, model: &mut Model, level: usize) -> bool {
     true
 }
 
-#[test]
-fn parts_of_a_concat_add_up() {
-    let (pass, mut taken) = (find("split-concat").unwrap(), 0);
+/// The first offer of a pass keeps the value of random blocks.
+fn keeps(pass: &str, block: fn(&mut Unstructured<'_>) -> Result<String>) {
+    let (pass, mut taken) = (find(pass).unwrap(), 0);
     arbtest(|u| {
-        let (before, level) = (model(&concat(u)?), u.int_in_range(0..=2)?);
+        let (before, level) = (model(&block(u)?), u.int_in_range(0..=2)?);
         let mut after = before.clone();
         if take(pass, &mut after, level) {
             taken += 1;
@@ -243,4 +266,14 @@ fn parts_of_a_concat_add_up() {
     })
     .budget_ms(BUDGET);
     assert!(taken > 0);
+}
+
+#[test]
+fn parts_of_a_concat_add_up() {
+    keeps("split-concat", concat);
+}
+
+#[test]
+fn nested_sums_keep_their_value() {
+    keeps("nest-scaled-sum", combination);
 }
