@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use half::{bf16, f16};
+
 macro_rules! dtypes {
     ($($variant:ident = $code:literal, $name:literal, $bits:literal;)*) => {
         /// An ONNX element type (`TensorProto.DataType`; 0, undefined, is not a type).
@@ -83,6 +85,28 @@ impl DType {
     pub fn is_integer(self) -> bool {
         use DType::*;
         matches!(self, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
+    }
+
+    /// The largest magnitude that elements of a floating-point type of at least 16 bits have; `None` for other types.
+    pub fn largest(self) -> Option<f64> {
+        match self {
+            DType::F64 => Some(f64::MAX),
+            DType::F32 => Some(f32::MAX.into()),
+            DType::F16 => Some(f16::MAX.to_f64()),
+            DType::BF16 => Some(bf16::MAX.to_f64()),
+            _ => None,
+        }
+    }
+
+    /// The smallest magnitude that such a type has with all its digits; `None` for other types.
+    pub fn smallest_normal(self) -> Option<f64> {
+        match self {
+            DType::F64 => Some(f64::MIN_POSITIVE),
+            DType::F32 => Some(f32::MIN_POSITIVE.into()),
+            DType::F16 => Some(f16::MIN_POSITIVE.to_f64()),
+            DType::BF16 => Some(bf16::MIN_POSITIVE.to_f64()),
+            _ => None,
+        }
     }
 
     /// Bytes of `elements` packed elements (types below 8 bits share bytes, the last one padded);

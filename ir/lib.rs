@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod derived;
 mod dtype;
 mod graph;
 mod id;
@@ -25,6 +26,7 @@ pub mod text;
 mod types;
 mod verify;
 
+pub use derived::Derived;
 pub use dtype::DType;
 pub use graph::{BuildError, Builder, Def, Graph, Slot, Use, Value};
 pub use id::{OpId, ValueId};
@@ -33,6 +35,6 @@ pub use op::{Attribute, AttributeValue, Op};
 pub use rewriter::{NewOp, Operand, Patch, Position, Refusal, Rewriter, Safety};
 pub use sizes::Sizes;
 pub use structure::{Digest, Structure, attribute_digest, model_digest};
-pub use tensor::{External, LoadExternal, SparseTensor, Storage, Strided, Tensor, TensorError};
+pub use tensor::{External, LoadExternal, SparseTensor, Storage, Tensor, TensorError};
 pub use types::{Dim, Shape, TensorType, Type};
 pub use verify::{Boundary, Invariant, Violation, verify, verify_model};

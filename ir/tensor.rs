@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use crate::{DType, Dim, TensorType};
+use crate::{DType, Derived, Dim, TensorType};
 
 /// A constant tensor.
 #[derive(Clone, PartialEq, Debug)]
@@ -42,30 +42,10 @@ pub enum Storage {
     Strings(Vec<Bytes>),
     /// In another file.
     External(External),
-    /// Here and there in a block of memory; put together when they are read.
-    Strided(Strided),
+    /// Put together from others when they are read.
+    Derived(Derived),
     /// Nowhere: legal in text examples, where a seeded value stands in.
     Absent,
-}
-
-/// Runs of bytes at equal distances: a part of a tensor along an axis that is not the outermost.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Strided {
-    /// What the runs are in.
-    block: Bytes,
-    /// Bytes from the beginning of one run to that of the next, more than 0; the block is a whole number of them.
-    stride: usize,
-    /// The place of a run within such a stretch.
-    run: Range<usize>,
-}
-
-impl Strided {
-    /// A copy of the runs, one after the other.
-    pub fn gather(&self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.block.len() / self.stride * self.run.len());
-        self.block.chunks_exact(self.stride).for_each(|stretch| all.extend(&stretch[self.run.clone()]));
-        all
-    }
 }
 
 /// A range of another file.
@@ -92,6 +72,10 @@ impl fmt::Debug for External {
         write!(f, "External({:?} @{} +{:?})", self.location, self.offset, self.length)
     }
 }
+
+/// Scaled tensors of fewer bytes, or with runs of fewer elements, are multiplied at once.
+const SMALL: usize = 1 << 14;
+const LONG: usize = 16;
 
 /// Reads ranges of external files; the importer provides one.
 pub trait LoadExternal: Send + Sync {
@@ -172,27 +156,37 @@ impl Tensor {
         Tensor::raw(dtype, dims, out).checked()
     }
 
-    /// The same tensor with other floating-point elements, rounded to its type. `f` changes one run of `run` elements after
-    /// the other, and gets the number of each; long runs come in pieces, because weights can be large.
+    /// The same tensor with each element multiplied, every run of `run` elements by one factor. Large ones are multiplied
+    /// when they are read. `None` when an element comes to lie beyond what the type holds, or so close to zero that the type
+    /// drops digits of it, or is no floating-point number of at least 16 bits.
     ///
     /// # Errors
-    /// The data cannot be read, or are not floating-point numbers of at least 16 bits.
-    pub fn map_f64(&self, run: usize, f: impl FnMut(usize, &mut [f64])) -> Result<Tensor, TensorError> {
-        let b = self.bytes()?;
-        let data = match self.dtype {
-            DType::F64 => map_runs(&b, run, f64::from_le_bytes, f64::to_le_bytes, f),
-            DType::F32 => {
-                map_runs(&b, run, |c| f32::from_le_bytes(c).into(), |v| (v as f32).to_le_bytes(), f)
-            }
-            DType::F16 => {
-                map_runs(&b, run, |c| f16::from_le_bytes(c).to_f64(), |v| f16::from_f64(v).to_le_bytes(), f)
-            }
-            DType::BF16 => {
-                map_runs(&b, run, |c| bf16::from_le_bytes(c).to_f64(), |v| bf16::from_f64(v).to_le_bytes(), f)
-            }
-            other => return Err(TensorError::Type(other)),
+    /// The data cannot be read.
+    pub fn scaled(&self, run: usize, by: impl Fn(usize) -> f64) -> Result<Option<Tensor>, TensorError> {
+        let block = self.block()?;
+        let runs = self.elements().unwrap_or(0).div_ceil(run.max(1) as u64);
+        let Some(derived) = Derived::scaled(self.dtype, block, run, (0..runs as usize).map(by).collect())
+        else {
+            return Ok(None);
         };
-        Ok(Tensor::raw(self.dtype, self.dims.clone(), data))
+        // Factors need memory, too.
+        let storage = match derived.len() < SMALL || run < LONG {
+            true => Storage::Raw(derived.bytes().into()),
+            false => Storage::Derived(derived),
+        };
+        Ok(Some(Tensor { dtype: self.dtype, dims: self.dims.clone(), storage, extra: Bytes::new() }))
+    }
+
+    /// The elements as a block of bytes, shared where it can be.
+    fn block(&self) -> Result<Bytes, TensorError> {
+        let expected = self.byte_len().ok_or(TensorError::Type(self.dtype))?;
+        let block = match &self.storage {
+            Storage::Raw(bytes) => bytes.clone(),
+            Storage::External(range) => range.source.load(range).map_err(TensorError::External)?,
+            _ => self.bytes()?.into_owned().into(),
+        };
+        let found = block.len() as u64;
+        if found == expected { Ok(block) } else { Err(TensorError::Length { expected, found }) }
     }
 
     /// The part of the tensor with these indices on one axis. Elements stay where they are as far as the storage has
@@ -235,38 +229,16 @@ impl Tensor {
                 _ => {}
             }
         }
-        let block = match &self.storage {
-            Storage::Raw(bytes) if bytes.len() as u64 == all => bytes.clone(),
-            Storage::External(range) => range.source.load(range).map_err(TensorError::External)?,
-            _ => self.bytes()?.into_owned().into(),
+        let (stride, run) = ((row * self.dims[axis]) as usize, start as usize..(start + len) as usize);
+        let derived = match &self.storage {
+            Storage::Derived(whole) if whole.len() as u64 == all => whole.cut(stride, run.clone()),
+            _ => None,
         };
-        if block.len() as u64 != all {
-            return Err(TensorError::Length { expected: all, found: block.len() as u64 });
-        }
-        let (stride, run) = (row * self.dims[axis], start as usize..(start + len) as usize);
-        Ok(part(Storage::Strided(Strided { block, stride: stride as usize, run })))
-    }
-
-    /// The largest magnitude that elements of a floating-point type have; `None` for other types.
-    pub fn largest(dtype: DType) -> Option<f64> {
-        match dtype {
-            DType::F64 => Some(f64::MAX),
-            DType::F32 => Some(f32::MAX.into()),
-            DType::F16 => Some(f16::MAX.to_f64()),
-            DType::BF16 => Some(bf16::MAX.to_f64()),
-            _ => None,
-        }
-    }
-
-    /// The smallest magnitude that a floating-point type has with all its digits; `None` for other types.
-    pub fn smallest_normal(dtype: DType) -> Option<f64> {
-        match dtype {
-            DType::F64 => Some(f64::MIN_POSITIVE),
-            DType::F32 => Some(f32::MIN_POSITIVE.into()),
-            DType::F16 => Some(f16::MIN_POSITIVE.to_f64()),
-            DType::BF16 => Some(bf16::MIN_POSITIVE.to_f64()),
-            _ => None,
-        }
+        let derived = match derived {
+            Some(derived) => derived,
+            None => Derived::strided(self.block()?, stride, run),
+        };
+        Ok(part(Storage::Derived(derived)))
     }
 
     fn checked(self) -> Result<Tensor, TensorError> {
@@ -289,9 +261,9 @@ impl Tensor {
         TensorType { dtype: self.dtype, shape: Some(self.dims.iter().map(|&d| Dim::Known(d)).collect()) }
     }
 
-    /// True when the elements are in this process already (memory-mapped counts), one after the other.
+    /// True when the elements are in this process already (memory-mapped counts), as they are.
     pub fn is_resident(&self) -> bool {
-        !matches!(self.storage, Storage::External(_) | Storage::Strided(_) | Storage::Absent)
+        !matches!(self.storage, Storage::External(_) | Storage::Derived(_) | Storage::Absent)
     }
 
     /// The elements as little-endian bytes, wherever they are stored; borrowed when no conversion is needed.
@@ -318,7 +290,7 @@ impl Tensor {
             Storage::External(range) => {
                 Cow::Owned(range.source.load(range).map_err(TensorError::External)?.to_vec())
             }
-            Storage::Strided(strided) => Cow::Owned(strided.gather()),
+            Storage::Derived(derived) => Cow::Owned(derived.bytes()),
             Storage::Absent => return Err(TensorError::Absent),
         };
         if bytes.len() as u64 != expected {
@@ -365,32 +337,6 @@ fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
 }
 
-/// Elements that [`Tensor::map_f64`] has in memory as f64.
-const PIECE: usize = 4096;
-
-/// See [`Tensor::map_f64`].
-fn map_runs<const N: usize>(
-    bytes: &[u8],
-    run: usize,
-    read: impl Fn([u8; N]) -> f64,
-    write: impl Fn(f64) -> [u8; N],
-    mut f: impl FnMut(usize, &mut [f64]),
-) -> Vec<u8> {
-    let mut out = vec![0; bytes.len()];
-    let run = run.max(1);
-    let runs = bytes.as_chunks().0.chunks(run).zip(out.as_chunks_mut().0.chunks_mut(run));
-    let mut values = Vec::new();
-    for (number, (from, to)) in runs.enumerate() {
-        for (from, to) in from.chunks(PIECE).zip(to.chunks_mut(PIECE)) {
-            values.clear();
-            values.extend(from.iter().map(|bytes| read(*bytes)));
-            f(number, &mut values);
-            values.iter().zip(to).for_each(|(value, to)| *to = write(*value));
-        }
-    }
-    out
-}
-
 /// A constant sparse tensor in coordinate form.
 #[derive(Clone, PartialEq, Debug)]
 pub struct SparseTensor {
@@ -431,8 +377,7 @@ mod tests {
         assert_eq!(own.as_ptr(), all[8..].as_ptr());
         assert_eq!((rows.dims.clone(), rows.to_f64().unwrap()), (vec![1, 2, 2], vec![2.0, 3.0, 4.0, 5.0]));
         let columns = tensor.slice(2, 1..2).unwrap();
-        let Storage::Strided(own) = &columns.storage else { panic!() };
-        assert_eq!(own.block.as_ptr(), all.as_ptr());
+        assert!(matches!(columns.storage, Storage::Derived(_)));
         assert_eq!((columns.dims.clone(), columns.to_f64().unwrap()), (vec![1, 3, 1], vec![1.0, 3.0, 5.0]));
     }
 

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod data;
 mod error;
 mod export;
 mod external;
@@ -26,6 +27,7 @@ mod wire;
 #[allow(unsafe_code)]
 mod write;
 
+pub use data::Data;
 pub use error::{Error, ExportError, ExternalError, Fault, ImportError, TensorFault};
 pub use export::{ExportOptions, ValueInfo, export};
 pub use external::{Brought, Folder, Reference};
@@ -88,7 +90,7 @@ mod tests {
     fn a_tensor_in_a_file_of_its_own_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("input_0.pb");
-        let raw_data = Some(Bytes::from_static(&[0, 0, 128, 63, 0, 0, 0, 64]));
+        let raw_data = Some(vec![0, 0, 128, 63, 0, 0, 0, 64].into());
         let proto = TensorProto {
             name: Some("x".into()),
             dims: vec![2],

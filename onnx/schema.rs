@@ -8,6 +8,7 @@
 
 use bytes::Bytes;
 
+use crate::Data;
 use crate::wire::{Fixed, Packed, messages};
 
 /// The newest IR version that this schema covers.
@@ -180,7 +181,7 @@ messages! {
         /// Name, for an initializer.
         8 => name: Option<String>,
         /// Elements as little-endian bytes, for every type but `STRING`.
-        9 => raw_data: Option<Bytes>,
+        9 => raw_data: Option<Data>,
         /// Elements of `DOUBLE`; real and imaginary parts of `COMPLEX128`.
         10 => double_data: Fixed<8>,
         /// Elements of `UINT32` and `UINT64`.

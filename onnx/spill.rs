@@ -1,7 +1,6 @@
 //! Moving weights out of a message that became too large.
 
-use bytes::Bytes;
-
+use crate::Data;
 use crate::external::Reference;
 use crate::schema::{DataLocation, DataType, GraphProto, ModelProto, TensorProto};
 
@@ -15,7 +14,7 @@ pub const ALIGNMENT: u64 = 4096;
 /// Elements for the second file, after `padding` zero bytes.
 pub(crate) struct Spill {
     pub(crate) padding: u64,
-    pub(crate) data: Bytes,
+    pub(crate) data: Data,
 }
 
 /// Moves every initializer that is not small, those of bodies included, to an external file `name`; returns its
@@ -39,20 +38,17 @@ pub(crate) fn spill(model: &mut ModelProto, name: &str) -> Vec<Spill> {
 }
 
 /// Takes the elements of a tensor that is not small and whose elements are plain bytes in the message.
-fn take_elements(tensor: &mut TensorProto) -> Option<Bytes> {
+fn take_elements(tensor: &mut TensorProto) -> Option<Data> {
     let kind = DataType::try_from(tensor.data_type?).ok()?;
-    let field = match (&mut tensor.raw_data, kind) {
-        (Some(raw), _) => raw,
-        (None, DataType::Float | DataType::Complex64) => &mut tensor.float_data.0,
-        (None, DataType::Double | DataType::Complex128) => &mut tensor.double_data.0,
+    if let Some(raw) = &tensor.raw_data {
+        return if raw.len() < SMALL { None } else { tensor.raw_data.take() };
+    }
+    let field = match kind {
+        DataType::Float | DataType::Complex64 => &mut tensor.float_data.0,
+        DataType::Double | DataType::Complex128 => &mut tensor.double_data.0,
         _ => return None,
     };
-    if field.len() < SMALL {
-        return None;
-    }
-    let data = std::mem::take(field);
-    tensor.raw_data = None;
-    Some(data)
+    (field.len() >= SMALL).then(|| std::mem::take(field).into())
 }
 
 fn each_initializer(graph: &mut GraphProto, take: &mut impl FnMut(&mut TensorProto)) {

@@ -33,7 +33,7 @@ pub(crate) fn parse(mut proto: TensorProto, source: &Arc<dyn LoadExternal>) -> R
         let Reference { location, offset, length } = reference;
         Storage::External(External { location, offset, length, source: source.clone() })
     } else if let Some(raw) = proto.raw_data.take_if(|_| dtype != DType::String) {
-        Storage::Raw(raw)
+        Storage::Raw(raw.bytes().clone())
     } else {
         let (storage, from) = typed(&mut proto, dtype);
         field = from;
@@ -113,7 +113,7 @@ pub(crate) fn render(tensor: &Tensor, name: Option<&str>) -> Result<TensorProto,
             (Some(FLOAT_DATA), DType::F32 | DType::Complex64) => proto.float_data = Fixed(data.clone()),
             (Some(DOUBLE_DATA), DType::F64 | DType::Complex128) => proto.double_data = Fixed(data.clone()),
             (Some(NOWHERE), _) if data.is_empty() => {}
-            _ => proto.raw_data = Some(data.clone()),
+            _ => proto.raw_data = Some(data.clone().into()),
         },
         Storage::Float(v) => proto.float_data = Fixed(v.iter().flat_map(|x| x.to_le_bytes()).collect()),
         Storage::Double(v) => proto.double_data = Fixed(v.iter().flat_map(|x| x.to_le_bytes()).collect()),
@@ -129,7 +129,7 @@ pub(crate) fn render(tensor: &Tensor, name: Option<&str>) -> Result<TensorProto,
                 proto.external_data = reference.entries();
             }
         }
-        Storage::Strided(strided) => proto.raw_data = Some(strided.gather().into()),
+        Storage::Derived(derived) => proto.raw_data = Some(derived.clone().into()),
         Storage::Absent => {}
     }
     Ok(proto)

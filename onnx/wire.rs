@@ -349,6 +349,11 @@ pub(crate) mod random {
         }
     }
 
+    impl Random for crate::Data {
+        fn random(u: &mut Unstructured<'_>, depth: usize) -> Result<Self> {
+            Ok(Bytes::random(u, depth)?.into())
+        }
+    }
     impl<T: Random> Random for Box<T> {
         fn random(u: &mut Unstructured<'_>, depth: usize) -> Result<Self> {
             T::random(u, depth).map(Box::new)

@@ -76,9 +76,8 @@ pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Resu
         replace(&beside, |file| weights.iter().try_for_each(|piece| write_at(file, piece)))?;
         written.weights = Some(beside);
     }
-    let pieces = encode(&model);
-    written.bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-    replace(path, |file| pieces.iter().try_for_each(|piece| file.write_all(piece)))?;
+    written.bytes = model.encoded_len() as u64;
+    replace(path, |file| encode_to(&model, file))?;
     Ok(written)
 }
 
@@ -93,10 +92,9 @@ pub fn write_stream(
     limit: u64,
 ) -> Result<u64, Error> {
     fits(model, Path::new(file), limit, "; write to a file instead, so that weights can go to a second one")?;
-    let pieces = encode(model);
-    let sent = pieces.iter().try_for_each(|piece| stream.write_all(piece)).and_then(|()| stream.flush());
+    let sent = encode_to(model, &mut stream).and_then(|()| stream.flush());
     sent.map_err(Error::io(Path::new(file), "write"))?;
-    Ok(pieces.iter().map(|piece| piece.len() as u64).sum())
+    Ok(model.encoded_len() as u64)
 }
 
 fn fits(model: &ModelProto, path: &Path, limit: u64, hint: &'static str) -> Result<(), Error> {
@@ -129,7 +127,7 @@ fn free_name(path: &Path, used: &[String]) -> String {
 
 fn write_at(file: &mut fs::File, piece: &Spill) -> io::Result<()> {
     file.write_all(&vec![0; piece.padding as usize])?;
-    file.write_all(&piece.data)
+    piece.data.pour(|bytes| file.write_all(bytes))
 }
 
 /// Puts a file in place as a whole: written beside its target, flushed to disk, then renamed over it
@@ -178,8 +176,8 @@ pub fn publish(new: &Path, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The encoded model as pieces to be written one after the other. Raw bytes from [`SPLICE`] on are pieces of their
-/// own and shared with the model, not copied.
+/// The encoded model as pieces that follow each other. Raw bytes from [`SPLICE`] on are pieces of their own and shared
+/// with the model, not copied.
 pub fn encode(model: &ModelProto) -> Vec<Bytes> {
     let mut pieces = Pieces::default();
     model.encode_raw(&mut pieces);
@@ -187,8 +185,20 @@ pub fn encode(model: &ModelProto) -> Vec<Bytes> {
     pieces.done
 }
 
+/// Writes the encoded model piece by piece: no more of it is in memory at a time than [`AT_ONCE`] bytes and what the model
+/// itself has there.
+fn encode_to(model: &ModelProto, to: &mut dyn Write) -> io::Result<()> {
+    let mut writer = Writer { tail: BytesMut::new(), to, result: Ok(()) };
+    model.encode_raw(&mut writer);
+    writer.flush();
+    writer.result
+}
+
 /// Byte strings of this length or more are spliced in rather than copied.
 pub const SPLICE: usize = 4096;
+
+/// Bytes that are collected before they are written.
+const AT_ONCE: usize = 1 << 16;
 
 /// A buffer that takes long byte strings by reference.
 #[derive(Default)]
@@ -229,5 +239,65 @@ unsafe impl BufMut for Pieces {
         } else {
             self.tail.put(source);
         }
+    }
+}
+
+/// A buffer that hands everything on to a file, long byte strings without a copy. After an error it takes no more.
+struct Writer<'w> {
+    tail: BytesMut,
+    to: &'w mut dyn Write,
+    result: io::Result<()>,
+}
+
+impl Writer<'_> {
+    fn flush(&mut self) {
+        if self.result.is_ok() {
+            self.result = self.to.write_all(&self.tail);
+        }
+        self.tail.clear();
+    }
+}
+
+// SAFETY: the three required methods are those of `BytesMut`, which upholds the contract; what is written was
+// initialized, and is emptied before `chunk_mut` returns more of it.
+unsafe impl BufMut for Writer<'_> {
+    fn remaining_mut(&self) -> usize {
+        self.tail.remaining_mut()
+    }
+
+    unsafe fn advance_mut(&mut self, count: usize) {
+        // SAFETY: the caller has initialized `count` bytes of what `chunk_mut` returned.
+        unsafe { self.tail.advance_mut(count) }
+    }
+
+    fn chunk_mut(&mut self) -> &mut UninitSlice {
+        if self.tail.len() >= AT_ONCE {
+            self.flush();
+        }
+        self.tail.chunk_mut()
+    }
+
+    fn put<T: Buf>(&mut self, mut source: T) {
+        if source.remaining() < SPLICE {
+            if self.tail.len() >= AT_ONCE {
+                self.flush();
+            }
+            self.tail.put(source);
+            return;
+        }
+        self.flush();
+        while source.has_remaining() && self.result.is_ok() {
+            let chunk = source.chunk();
+            self.result = self.to.write_all(chunk);
+            let count = chunk.len();
+            source.advance(count);
+        }
+    }
+
+    fn put_slice(&mut self, source: &[u8]) {
+        if self.tail.len() >= AT_ONCE {
+            self.flush();
+        }
+        self.tail.put_slice(source);
     }
 }

@@ -131,8 +131,8 @@ pub(crate) fn hash_ends(tensor: &Tensor, hasher: &mut DefaultHasher) {
     match &tensor.storage {
         Storage::External(range) => (&range.location, range.offset, range.length).hash(hasher),
         Storage::Strings(strings) => strings.hash(hasher),
-        // To be copied when the model is written, not before.
-        Storage::Strided(_) => {}
+        // To be put together when the model is written, not before.
+        Storage::Derived(_) => {}
         _ => {
             let Ok(bytes) = tensor.bytes() else { return };
             bytes[..bytes.len().min(END_BYTES)].hash(hasher);
@@ -160,6 +160,7 @@ pub(crate) fn same_elements(a: &Tensor, b: &Tensor) -> bool {
     match (&a.storage, &b.storage) {
         (Storage::External(a), Storage::External(b)) => a == b,
         (Storage::Strings(a), Storage::Strings(b)) => a == b,
+        (Storage::Derived(a), Storage::Derived(b)) => a == b,
         _ if !a.is_resident() || !b.is_resident() => false,
         _ => matches!((a.bytes(), b.bytes()), (Ok(a), Ok(b)) if a == b),
     }

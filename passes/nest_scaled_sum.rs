@@ -140,7 +140,6 @@ fn nested(combination: &Combination) -> Result<Expr, Miss> {
     if !matches!(dtype, DType::F32 | DType::F64) {
         return Err(Miss::refused(format!("{dtype} would overflow too early")));
     }
-    let all = || terms.iter().flat_map(|term| &term.factor.constant.data).map(|s| s.abs());
     let sizes = || terms.iter().flat_map(|term| &term.factor.constant.data).map(|s| s.abs());
     let (least, most) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(0.0, f64::max));
     if sizes().any(f64::is_nan) || least == 0.0 || most > APART * least {

@@ -216,7 +216,7 @@ fn above_the_limit_weights_move_to_one_aligned_file() {
     second.raw_data = None;
     second.float_data = Fixed(Bytes::from(vec![9; 2_000]));
     let mut shape = graph.initializer[0].clone();
-    shape.raw_data = Some(Bytes::from(vec![1; SMALL - 1]));
+    shape.raw_data = Some(vec![1; SMALL - 1].into());
     graph.initializer.extend([second, shape]);
 
     let written = write(model, &path, &WriteOptions { limit: 4_000, ..Default::default() }).unwrap();

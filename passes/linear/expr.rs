@@ -176,21 +176,10 @@ impl Placement {
 /// Weights of more bytes than this are not rewritten, nor copied in parts.
 pub const MAX_WEIGHT: u64 = 256 << 20;
 
-/// A weight with each element multiplied, every run of so many elements by one factor. `None` when it cannot be read, when
-/// an element comes to lie beyond what the type holds, or so close to zero that the type drops digits of it.
+/// A weight with each element multiplied, every run of so many elements by one factor. `None` when it cannot be read, or
+/// an element would not fit (see [`Tensor::scaled`]).
 pub fn scaled_weight(weight: &Tensor, run: usize, by: impl Fn(usize) -> f64) -> Option<Tensor> {
-    let (smallest, largest) = (Tensor::smallest_normal(weight.dtype)?, Tensor::largest(weight.dtype)?);
-    let mut unfit = false;
-    let scaled = weight.map_f64(run, |number, values| {
-        let by = by(number);
-        for v in values {
-            let scaled = *v * by;
-            let lost = (scaled.abs() < smallest) & (v.abs() >= smallest) & (by != 0.0);
-            unfit |= v.is_finite() & (lost | scaled.is_nan() | (scaled.abs() > largest));
-            *v = scaled;
-        }
-    });
-    scaled.ok().filter(|_| !unfit)
+    weight.scaled(run, by).ok().flatten()
 }
 
 /// The value behind any number of Identity operators.

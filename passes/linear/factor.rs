@@ -89,7 +89,7 @@ impl Array {
     pub fn tensor(&self, dtype: DType) -> Option<Tensor> {
         let tensor = Tensor::from_f64(dtype, self.dims.clone(), &self.data).ok()?;
         let stored = tensor.to_f64().ok()?;
-        let smallest = Tensor::smallest_normal(dtype)?;
+        let smallest = dtype.smallest_normal()?;
         let fits =
             |(&a, &b): (&f64, &f64)| !a.is_finite() || (b.is_finite() && (a == b || a.abs() >= smallest));
         self.data.iter().zip(&stored).all(fits).then_some(tensor)

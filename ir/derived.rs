@@ -1,0 +1,276 @@
+//! Elements that are not in memory as they are wanted, but put together when they are read: a part of a weight, or a
+//! weight with other numbers. So a model can have many of them and need no memory for any.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use half::{bf16, f16};
+
+use crate::DType;
+
+/// Runs of a block of memory at equal distances, their elements multiplied or as they are.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Derived {
+    /// Bytes from the beginning of one run to that of the next, more than 0; the block is a whole number of them.
+    stride: usize,
+    /// The place of a run within such a stretch. It holds whole elements.
+    run: Range<usize>,
+    scale: Option<Scale>,
+    /// What the runs are in.
+    block: Bytes,
+}
+
+/// Factors for the elements of a block.
+#[derive(Clone, PartialEq, Debug)]
+struct Scale {
+    dtype: DType,
+    /// So many elements after each other share a factor, more than 0.
+    each: usize,
+    by: Arc<[f64]>,
+}
+
+/// Bytes that are put together at a time: a whole number of elements of any type.
+const PIECE: usize = 1 << 16;
+
+impl Derived {
+    /// Runs of a block as they are. The stride is more than 0, and the block a whole number of them.
+    pub(crate) fn strided(block: Bytes, stride: usize, run: Range<usize>) -> Derived {
+        Derived { stride, run, scale: None, block }
+    }
+
+    /// A block of floating-point elements, each `each` of them multiplied by a factor and rounded to the type. `None` when
+    /// there are no such numbers, or one comes to lie beyond what the type holds, or so close to zero that the type drops
+    /// digits of it.
+    pub(crate) fn scaled(dtype: DType, block: Bytes, each: usize, by: Vec<f64>) -> Option<Derived> {
+        let (smallest, largest) = (dtype.smallest_normal()?, dtype.largest()?);
+        let (each, width) = (each.max(1), dtype.bits()? as usize / 8);
+        let fits = |(run, by): (&[u8], &f64)| {
+            let (least, most) = magnitudes(dtype, run, smallest, largest);
+            by.is_finite() && most * by.abs() <= largest && (*by == 0.0 || least * by.abs() >= smallest)
+        };
+        if !block.chunks(each * width).zip(&by).all(fits) {
+            return None;
+        }
+        let scale = Some(Scale { dtype, each, by: by.into() });
+        Some(Derived { stride: block.len().max(1), run: 0..block.len(), scale, block })
+    }
+
+    /// Runs of this, which must be a whole block.
+    pub(crate) fn cut(&self, stride: usize, run: Range<usize>) -> Option<Derived> {
+        let whole = self.run == (0..self.block.len());
+        whole.then(|| Derived { stride, run, ..self.clone() })
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.block.len() / self.stride * self.run.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends the bytes from `at` on, as many as are put together at a time; none at the end.
+    pub fn read(&self, mut at: usize, into: &mut Vec<u8>) {
+        let end = self.len().min(at + PIECE);
+        into.reserve(end.saturating_sub(at));
+        while at < end {
+            let (stretch, within) = (at / self.run.len(), at % self.run.len());
+            let from = stretch * self.stride + self.run.start + within;
+            let count = (self.run.len() - within).min(end - at);
+            match &self.scale {
+                None => into.extend_from_slice(&self.block[from..from + count]),
+                Some(scale) => scale.append(&self.block, from..from + count, into),
+            }
+            at += count;
+        }
+    }
+
+    /// All of them.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut all = Vec::with_capacity(self.len());
+        while all.len() < self.len() {
+            self.read(all.len(), &mut all);
+        }
+        all
+    }
+}
+
+impl Scale {
+    /// Appends the elements in these bytes of a block, multiplied.
+    fn append(&self, block: &[u8], bytes: Range<usize>, into: &mut Vec<u8>) {
+        let from = &block[bytes.clone()];
+        match self.dtype {
+            DType::F64 => self.multiply(from, bytes.start, into, f64::from_le_bytes, f64::to_le_bytes),
+            DType::F16 => self.multiply(
+                from,
+                bytes.start,
+                into,
+                |c| f16::from_le_bytes(c).to_f64(),
+                |v| f16::from_f64(v).to_le_bytes(),
+            ),
+            DType::BF16 => self.multiply(
+                from,
+                bytes.start,
+                into,
+                |c| bf16::from_le_bytes(c).to_f64(),
+                |v| bf16::from_f64(v).to_le_bytes(),
+            ),
+            // `scaled` takes no other.
+            _ => self.multiply(
+                from,
+                bytes.start,
+                into,
+                |c| f32::from_le_bytes(c).into(),
+                |v| (v as f32).to_le_bytes(),
+            ),
+        }
+    }
+
+    fn multiply<const N: usize>(
+        &self,
+        from: &[u8],
+        start: usize,
+        into: &mut Vec<u8>,
+        read: impl Fn([u8; N]) -> f64,
+        write: impl Fn(f64) -> [u8; N],
+    ) {
+        let (mut from, mut element) = (from.as_chunks::<N>().0, start / N);
+        let before = into.len();
+        into.resize(before + from.len() * N, 0);
+        let mut to = into[before..].as_chunks_mut::<N>().0;
+        while !from.is_empty() {
+            let by = self.by[element / self.each];
+            let count = (self.each - element % self.each).min(from.len());
+            let (of_run, others) = from.split_at(count);
+            let (results, rest) = to.split_at_mut(count);
+            of_run.iter().zip(results).for_each(|(from, to)| *to = write(read(*from) * by));
+            (from, to, element) = (others, rest, element + count);
+        }
+    }
+}
+
+/// The smallest and the largest magnitude of elements, of those that are not below the smallest with all digits, and of
+/// those that are finite.
+fn magnitudes(dtype: DType, elements: &[u8], smallest: f64, largest: f64) -> (f64, f64) {
+    fn of(values: impl Iterator<Item = f64>, smallest: f64, largest: f64) -> (f64, f64) {
+        values.map(f64::abs).fold((f64::INFINITY, 0.0), |(least, most), v| {
+            (
+                if v >= smallest && v < least { v } else { least },
+                if v <= largest && v > most { v } else { most },
+            )
+        })
+    }
+    match dtype {
+        // Magnitudes of f32 are in the order of their bits, which are compared many at a time.
+        DType::F32 => {
+            let (normal, infinite) = (f32::MIN_POSITIVE.to_bits() as i32, f32::INFINITY.to_bits() as i32);
+            let bits = elements.as_chunks::<4>().0.iter().map(|c| i32::from_le_bytes(*c) & i32::MAX);
+            let (least, most) = bits.fold((infinite, 0), |(least, most), bits| {
+                let low = if bits >= normal { bits } else { infinite };
+                let high = if bits < infinite { bits } else { 0 };
+                (least.min(low), most.max(high))
+            });
+            (f32::from_bits(least as u32).into(), f32::from_bits(most as u32).into())
+        }
+        DType::F64 => of(elements.as_chunks().0.iter().map(|c| f64::from_le_bytes(*c)), smallest, largest),
+        DType::F16 => {
+            of(elements.as_chunks().0.iter().map(|c| f16::from_le_bytes(*c).to_f64()), smallest, largest)
+        }
+        _ => of(elements.as_chunks().0.iter().map(|c| bf16::from_le_bytes(*c).to_f64()), smallest, largest),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Storage, Tensor};
+
+    fn scaled(dtype: DType, values: &[f64], each: usize, by: &[f64]) -> Option<Vec<f64>> {
+        let dims = vec![values.len() as u64];
+        let tensor = Tensor::from_f64(dtype, dims.clone(), values).unwrap();
+        let Storage::Raw(block) = tensor.storage else { panic!() };
+        let derived = Derived::scaled(dtype, block, each, by.to_vec())?;
+        Some(Tensor::raw(dtype, dims, derived.bytes()).to_f64().unwrap())
+    }
+
+    #[test]
+    fn runs_of_every_type_are_multiplied_by_their_factors() {
+        for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+            let product = scaled(dtype, &[1.0, 2.0, -3.0, 4.0, 0.0], 2, &[2.0, 0.5, 3.0]);
+            assert_eq!(product, Some(vec![2.0, 4.0, -1.5, 2.0, 0.0]), "{dtype}");
+        }
+        assert_eq!(scaled(DType::F32, &[], 2, &[]), Some(vec![]));
+    }
+
+    #[test]
+    fn a_product_that_overflows_or_loses_digits_is_none() {
+        for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+            let (smallest, largest) = (dtype.smallest_normal().unwrap(), dtype.largest().unwrap());
+            for (values, by) in [
+                ([largest, 1.0], 2.0),
+                ([1.0, smallest], 0.5),
+                ([1.0, 1.0], f64::NAN),
+                ([1.0, 0.0], f64::INFINITY),
+            ] {
+                assert_eq!(scaled(dtype, &values, 2, &[by]), None, "{dtype} {values:?} {by}");
+                // The same numbers where the factor is another one.
+                assert!(scaled(dtype, &[1.0, 1.0, values[0], values[1]], 2, &[1.0, 1.0]).is_some());
+            }
+            let harmless = [f64::INFINITY, smallest / 2.0, 0.0];
+            assert!(scaled(dtype, &harmless, 3, &[2.0]).is_some(), "{dtype}");
+            assert_eq!(scaled(dtype, &[largest, smallest], 2, &[0.0]), Some(vec![0.0, 0.0]), "{dtype}");
+        }
+        assert!(scaled(DType::F32, &[f64::NAN], 1, &[2.0]).unwrap()[0].is_nan());
+        assert_eq!(Derived::scaled(DType::I32, Bytes::from_static(&[1; 4]), 1, vec![1.0]), None);
+    }
+
+    #[test]
+    fn parts_of_a_scaled_tensor_are_those_of_the_product() {
+        arbtest::arbtest(|u| {
+            let dims: Vec<u64> = (0..3).map(|_| u.int_in_range(1..=40)).collect::<Result<_, _>>()?;
+            let count = dims.iter().product::<u64>() as usize;
+            let each = u.int_in_range(1..=count)?;
+            let values: Vec<f64> = (0..count).map(|n| n as f64).collect();
+            let tensor = Tensor::from_f64(DType::F32, dims.clone(), &values).unwrap();
+            let by = |run: usize| run as f64 - 1.0;
+            let products: Vec<f64> = values.iter().enumerate().map(|(i, v)| v * by(i / each)).collect();
+            let whole = tensor.scaled(each, by).unwrap().unwrap();
+            assert_eq!(whole.to_f64().unwrap(), products);
+            let axis = u.choose_index(3)?;
+            let start = u.int_in_range(0..=dims[axis])?;
+            let range = start..u.int_in_range(start..=dims[axis])?;
+            let plain = Tensor::from_f64(DType::F32, dims, &products).unwrap();
+            let part = |tensor: &Tensor| tensor.slice(axis, range.clone()).unwrap().to_f64().unwrap();
+            assert_eq!(part(&whole), part(&plain));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn large_products_are_made_piece_by_piece_when_they_are_read() {
+        let values: Vec<f64> = (0..100_003).map(f64::from).collect();
+        let tensor = Tensor::from_f64(DType::F32, vec![100_003], &values).unwrap();
+        let product = tensor.scaled(1000, |run| run as f64).unwrap().unwrap();
+        let Storage::Derived(derived) = &product.storage else { panic!("multiplied at once") };
+        let mut pieces = vec![Vec::new()];
+        let mut at = 0;
+        while at < derived.len() {
+            let mut piece = Vec::new();
+            derived.read(at, &mut piece);
+            assert!((1..=PIECE).contains(&piece.len()));
+            at += piece.len();
+            pieces.push(piece);
+        }
+        let mut end = Vec::new();
+        derived.read(at, &mut end);
+        assert_eq!((pieces.concat(), end), (derived.bytes(), Vec::new()));
+        let expected = |i: usize| (i / 1000 * i) as f64;
+        assert_eq!(product.to_f64().unwrap()[99_999], f64::from(expected(99_999) as f32));
+        // Factors for every other element need more memory than the product.
+        let fine = tensor.scaled(2, |_| 2.0).unwrap().unwrap();
+        assert!(matches!(fine.storage, Storage::Raw(_)));
+    }
+}
