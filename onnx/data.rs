@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Deref;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf, BufMut, Bytes};
 use dmopt_ir::Derived;
@@ -19,7 +19,7 @@ pub struct Data(Place);
 #[derive(Clone, Debug)]
 enum Place {
     Here(Bytes),
-    Later(Derived, OnceLock<Bytes>),
+    Later(Arc<(Derived, OnceLock<Bytes>)>),
 }
 
 impl Data {
@@ -27,7 +27,7 @@ impl Data {
     pub fn len(&self) -> usize {
         match &self.0 {
             Place::Here(bytes) => bytes.len(),
-            Place::Later(derived, _) => derived.len(),
+            Place::Later(later) => later.0.len(),
         }
     }
 
@@ -40,7 +40,7 @@ impl Data {
     pub fn bytes(&self) -> &Bytes {
         match &self.0 {
             Place::Here(bytes) => bytes,
-            Place::Later(derived, whole) => whole.get_or_init(|| derived.bytes().into()),
+            Place::Later(later) => later.1.get_or_init(|| later.0.bytes().into()),
         }
     }
 
@@ -89,7 +89,7 @@ impl FromIterator<u8> for Data {
 
 impl From<Derived> for Data {
     fn from(derived: Derived) -> Self {
-        Data(Place::Later(derived, OnceLock::new()))
+        Data(Place::Later(Arc::new((derived, OnceLock::new()))))
     }
 }
 
@@ -120,9 +120,9 @@ struct Pieces<'a> {
 
 impl Pieces<'_> {
     fn fill(&mut self) {
-        if let Place::Later(derived, _) = &self.data.0 {
+        if let Place::Later(later) = &self.data.0 {
             self.piece.clear();
-            derived.read(self.at, &mut self.piece);
+            later.0.read(self.at, &mut self.piece);
         }
     }
 }
@@ -181,6 +181,8 @@ impl Value for Data {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use dmopt_ir::{DType, Storage, Tensor};
 
     use super::*;
@@ -201,7 +203,8 @@ mod tests {
         let (data, bytes) = (Data::from(derived()), Data::from(derived().bytes()));
         assert_eq!((data.len(), &data), (200_000, &bytes));
         let mut poured = Vec::new();
-        Data::from(derived()).pour(|piece| Ok(poured.extend_from_slice(piece))).unwrap();
+        let mut take = |piece: &[u8]| poured.write_all(piece);
+        Data::from(derived()).pour(&mut take).unwrap();
         assert_eq!(poured, bytes.to_vec());
         let mut pieces = bytes.pieces();
         pieces.advance(70_001);

@@ -78,8 +78,15 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         options,
         reorder: driver.order_follows,
     };
-    let taken = offers.choose(&model.graph, &driver.names, &mut driver.logs);
-    driver.take(&offers, &taken, model)?;
+    let chosen = match options.offers {
+        Some(chosen) => chosen.clone(),
+        None => offers.choose(&model.graph, &driver.names),
+    };
+    for (pass, node, reason) in chosen.refused.iter().cloned() {
+        driver.logs.entry(pass).or_default().refuse(node, reason);
+    }
+    driver.take(&offers, &chosen.taken, model)?;
+    outcome.offers = chosen;
     driver.rest(&early, model)?;
     for pass in of(Stage::Lowering) {
         driver.run(pass, model)?;

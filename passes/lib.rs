@@ -39,6 +39,7 @@ mod split_hidden;
 pub use driver::{FOLD_BUDGET, run};
 pub use fuse_scaled_sum::mixing_sites;
 pub use log::{Log, PassReport, Refused, Schedule, Site};
+pub use offers::Chosen;
 pub use planning::{Anchors, Planning, Target};
 pub use requires::oldest_onnxruntime;
 
@@ -263,6 +264,8 @@ pub struct Options<'a> {
     pub budget_bytes: Option<u64>,
     /// Take no offers that multiply the arithmetic by more than this; `None` means 1.
     pub max_flops_ratio: Option<f64>,
+    /// What an earlier run with the same passes for the same target found to pay: there is no search for it then.
+    pub offers: Option<&'a Chosen>,
     /// Check every invariant after every pass, not only in debug builds.
     pub verify: bool,
     /// Called before each run of a pass, with its name and the round (from 1).
@@ -291,6 +294,8 @@ pub struct Outcome {
     pub schedules: Vec<Schedule>,
     /// Types that inference and the file disagree on, and similar remarks.
     pub notes: Vec<String>,
+    /// What was found to pay.
+    pub offers: Chosen,
     /// The worst class among the edits applied; `None` when nothing changed.
     pub safety: Option<Safety>,
     /// True when `stop_after` ended the run.

@@ -25,6 +25,15 @@ pub(crate) type Key = (&'static str, String);
 /// Offers that are taken, with their levels.
 pub(crate) type Taken = BTreeMap<Key, usize>;
 
+/// What came of the search for offers.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Chosen {
+    /// The offers that pay.
+    pub(crate) taken: Taken,
+    /// Those that do not, or cannot be taken: the pass, what it is about, and the reason.
+    pub(crate) refused: Vec<(&'static str, String, String)>,
+}
+
 /// A trial has to bring the peak down by one part in this many.
 const WORTHWHILE: u64 = 256;
 
@@ -95,21 +104,22 @@ impl Trial {
 }
 
 impl Offers<'_> {
-    /// The offers that pay. What was tried and does not is noted in the logs of its pass.
-    pub fn choose(&self, graph: &Graph, names: &Names, logs: &mut BTreeMap<&'static str, Log>) -> Taken {
+    /// The offers that pay, and why others do not.
+    pub fn choose(&self, graph: &Graph, names: &Names) -> Chosen {
+        let mut chosen = Chosen::default();
         let nothing = Taken::new();
         let open = self.open(graph, &nothing);
         if open.is_empty() {
-            return nothing;
+            return chosen;
         }
         if let Some(size) = self.options.planning.open_size(graph) {
             for pass in open.iter().map(|offer| offer.key.0).collect::<BTreeSet<_>>() {
                 let reason = format!("what pays depends on the size '{size}', which is open");
-                logs.entry(pass).or_default().refuse(format!("graph '{}'", graph.name()), reason);
+                chosen.refused.push((pass, format!("graph '{}'", graph.name()), reason));
             }
-            return nothing;
+            return chosen;
         }
-        let Some(start) = self.attempt(graph, names, &nothing) else { return nothing };
+        let Some(start) = self.attempt(graph, names, &nothing) else { return chosen };
         let mut left = WORK;
         let mut attempt = |taken: &Taken| {
             if left == 0 {
@@ -134,10 +144,10 @@ impl Offers<'_> {
         reasons.retain(|key, _| !best.taken.contains_key(key));
         // What is taken and yet came to nothing is told of, too.
         reasons.extend(best.refused);
-        for ((pass, result), reason) in reasons {
-            logs.entry(pass).or_default().refuse(format!("'{result}'"), reason);
-        }
-        best.taken
+        let refused = |((pass, result), reason): (Key, String)| (pass, format!("'{result}'"), reason);
+        chosen.refused = reasons.into_iter().map(refused).collect();
+        chosen.taken = best.taken;
+        chosen
     }
 
     /// A trial with these offers taken; `None` where sizes are not known.
@@ -567,13 +577,8 @@ mod tests {
         let mut model = parse_model(text).unwrap();
         infer::infer_graph(&mut model.graph);
         let offers = Offers { offering: vec![&Unroll], lowering: Vec::new(), options, reorder: true };
-        let mut logs = BTreeMap::new();
-        let taken = offers.choose(&model.graph, &Names::of(&model), &mut logs);
-        let log = logs.remove("unroll").unwrap_or_default();
-        (
-            taken,
-            log.report(&Unroll).refused.into_iter().map(|r| format!("{}: {}", r.node, r.reason)).collect(),
-        )
+        let Chosen { taken, refused } = offers.choose(&model.graph, &Names::of(&model));
+        (taken, refused.into_iter().map(|(_, node, reason)| format!("{node}: {reason}")).collect())
     }
 
     #[test]

@@ -6,13 +6,15 @@
 //! operators are measured as well, and where everything needs more than the original, the original's own operators.
 //! Without ONNX Runtime, its plan stands in for it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use dmopt_ir::Model;
-use dmopt_passes::{Anchors, Outcome, PIPELINE, Target};
+use dmopt_passes::{Anchors, Outcome, PIPELINE, Site, Target};
 use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
 
 use crate::report::Arrangement;
-use crate::{Error, Options, Source, onnx, rewrite};
+use crate::{Error, Options, Source, onnx, rewrite_with};
 
 /// A rewritten model, and what was done to it.
 pub(crate) struct Candidate {
@@ -48,6 +50,19 @@ const AS_PREDICTED: u64 = 50;
 /// The passes that decide about order.
 pub(crate) const ORDER: [&str; 2] = ["schedule-for-memory", "order-anchors"];
 
+/// The pass that finds mixing sites.
+const SITES: &str = "fuse-scaled-sum";
+
+/// A way to arrange operators.
+struct Way<'a> {
+    /// How they stand then.
+    name: String,
+    /// Passes that do not run.
+    skip: &'a [&'static str],
+    anchors: Anchors,
+    target: Target,
+}
+
 /// Says what a model needs, in bytes; `None` where that is not known.
 pub(crate) type Scale<'a> = &'a dyn Fn(&Model) -> Option<u64>;
 
@@ -73,25 +88,26 @@ pub(crate) fn lightest(
     if options.stop_after.is_some() || !moved && (!rewritten || asked) {
         return Ok(first);
     }
-    let promised = first.outcome.main_schedule().map_or(0, |schedule| schedule.after_bytes);
+    let promise = |outcome: &Outcome| outcome.main_schedule().map_or(0, |schedule| schedule.after_bytes);
+    let promised = promise(&first.outcome);
+    let schedule = first.outcome.main_schedule();
+    let is_best = schedule.is_none_or(|schedule| schedule.lower_bound_bytes == Some(schedule.after_bytes));
     let Some(bytes) = weigh(&first.model) else { return Ok(first) };
     let Some(before) = weigh(original) else { return Ok(first) };
     let mut measured = vec![Arrangement { operators: "in the order found".to_string(), bytes }];
-    let mut best = first;
-    let mut least = bytes;
-    let all: Vec<&str> = PIPELINE.iter().map(|pass| pass.name()).collect();
-    let others: Vec<&str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();
+    let all: Vec<&'static str> = PIPELINE.iter().map(|pass| pass.name()).collect();
+    let others: Vec<&'static str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();
     let Options { anchors, target, .. } = *options;
-    let mut ways: Vec<(String, &[&str], Anchors, Target)> = Vec::new();
+    let mut ways: Vec<Way<'_>> = Vec::new();
     if moved && bytes.saturating_sub(promised) > promised / AS_PREDICTED {
         let alone = ("of standard types alone, ", Target::Portable);
         let standard = (target == Target::OrtCpu && !asked).then_some(alone);
-        for (prefix, types) in [("", target)].into_iter().chain(standard) {
-            let mut way = |name: &str, skipped, anchors| {
-                ways.push((format!("{prefix}{name}"), skipped, anchors, types));
+        for (prefix, target) in [("", options.target)].into_iter().chain(standard) {
+            let mut way = |name: &str, skip, anchors| {
+                ways.push(Way { name: format!("{prefix}{name}"), skip, anchors, target });
             };
             // Those of the target have been measured in the order found.
-            if types != target {
+            if target != options.target {
                 way("in the order found", &[], anchors);
             }
             way("as they came", &ORDER, anchors);
@@ -100,18 +116,38 @@ pub(crate) fn lightest(
             }
         }
     }
-    if bytes > before && !asked {
-        ways.push(("as in the original, but in the order found".to_string(), &others, anchors, target));
-        ways.push(("as in the original".to_string(), &all, anchors, target));
+    let needs_more = bytes > before;
+    if (needs_more || rewritten && !is_best) && !asked {
+        let name = "as in the original, but in the order found".to_string();
+        ways.push(Way { name, skip: &others, anchors, target });
     }
-    for (name, skipped, anchors, target) in ways {
+    if needs_more && !asked {
+        ways.push(Way { name: "as in the original".to_string(), skip: &all, anchors, target });
+    }
+    let sites = first.outcome.sites.clone();
+    // What pays does not depend on how operators are arranged in the end.
+    let mut offers = BTreeMap::from([(target.name(), first.outcome.offers.clone())]);
+    let mut best = first;
+    let mut least = bytes;
+    for Way { name, skip: skipped, anchors, target } in ways {
         let mut skip = options.skip.clone();
         skip.extend(skipped.iter().map(|name| name.to_string()));
         let mut model = original.clone();
-        let outcome = rewrite(&mut model, source, &Options { target, ..options.with(anchors, skip) })?;
+        let options = Options { target, ..options.with(anchors, skip) };
+        let mut outcome = rewrite_with(&mut model, source, &options, offers.get(target.name()))?;
+        // Its order may be better than that of fewer operators; it is no better where it does not promise that.
+        if skipped == others && !needs_more && promise(&outcome) >= promised {
+            continue;
+        }
+        offers.entry(target.name()).or_insert_with(|| outcome.offers.clone());
         let Some(bytes) = weigh(&model) else { continue };
         measured.push(Arrangement { operators: name, bytes });
         if bytes < least {
+            if skipped.contains(&SITES) {
+                let reason = Some("the original's operators need less".to_string());
+                let left = |site: &Site| Site { rewritten: false, reason: reason.clone(), ..site.clone() };
+                outcome.sites = sites.iter().map(left).collect();
+            }
             (least, best) = (bytes, Candidate { model, outcome, measured: Vec::new() });
         }
     }

@@ -230,6 +230,16 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
 /// # Errors
 /// [`Error::Passes`].
 pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Result<Outcome, Error> {
+    rewrite_with(model, source, options, None)
+}
+
+/// The same, with what a run before found to pay.
+pub(crate) fn rewrite_with(
+    model: &mut Model,
+    source: &Source,
+    options: &Options<'_>,
+    offers: Option<&passes::Chosen>,
+) -> Result<Outcome, Error> {
     let progress = |name: &str, round| {
         options.progress.iter().for_each(|tell| tell(Stage::Pass { name, round }));
     };
@@ -240,6 +250,7 @@ pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Res
         own: options.own.clone(),
         allow: Some(allow),
         stop_after: options.stop_after,
+        offers,
         verify: options.verify,
         budget_bytes: options.budget_bytes,
         max_flops_ratio: options.max_flops_ratio,
