@@ -1,5 +1,5 @@
 //! Elements that are not in memory as they are wanted, but put together when they are read: a part of a weight, or a
-//! weight with other numbers. So a model can have many of them and need no memory for any.
+//! weight with other numbers, which need no memory of their own then.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,9 +30,6 @@ struct Scale {
     by: Arc<[f64]>,
 }
 
-/// Bytes that are put together at a time: a whole number of elements of any type.
-const PIECE: usize = 1 << 16;
-
 impl Derived {
     /// Runs of a block as they are. The stride is more than 0, and the block a whole number of them.
     pub(crate) fn strided(block: Bytes, stride: usize, run: Range<usize>) -> Derived {
@@ -44,7 +41,9 @@ impl Derived {
     /// digits of it.
     pub(crate) fn scaled(dtype: DType, block: Bytes, each: usize, by: Vec<f64>) -> Option<Derived> {
         let (smallest, largest) = (dtype.smallest_normal()?, dtype.largest()?);
-        let (each, width) = (each.max(1), dtype.bits()? as usize / 8);
+        let width = dtype.bits()? as usize / 8;
+        let each = each.clamp(1, block.len().max(1));
+        debug_assert!(by.len() >= (block.len() / width).div_ceil(each), "a factor for each run");
         let fits = |(run, by): (&[u8], &f64)| {
             let (least, most) = magnitudes(dtype, run, smallest, largest);
             by.is_finite() && most * by.abs() <= largest && (*by == 0.0 || least * by.abs() >= smallest)
@@ -72,9 +71,9 @@ impl Derived {
         self.len() == 0
     }
 
-    /// Appends the bytes from `at` on, as many as are put together at a time; none at the end.
-    pub fn read(&self, mut at: usize, into: &mut Vec<u8>) {
-        let end = self.len().min(at + PIECE);
+    /// Appends these bytes, which begin and end at elements.
+    pub fn read(&self, bytes: Range<usize>, into: &mut Vec<u8>) {
+        let (mut at, end) = (bytes.start, bytes.end.min(self.len()));
         into.reserve(end.saturating_sub(at));
         while at < end {
             let (stretch, within) = (at / self.run.len(), at % self.run.len());
@@ -90,10 +89,8 @@ impl Derived {
 
     /// All of them.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.len());
-        while all.len() < self.len() {
-            self.read(all.len(), &mut all);
-        }
+        let mut all = Vec::new();
+        self.read(0..self.len(), &mut all);
         all
     }
 }
@@ -232,7 +229,7 @@ mod tests {
         arbtest::arbtest(|u| {
             let dims: Vec<u64> = (0..3).map(|_| u.int_in_range(1..=40)).collect::<Result<_, _>>()?;
             let count = dims.iter().product::<u64>() as usize;
-            let each = u.int_in_range(1..=count)?;
+            let each = u.int_in_range(1..=count + 1)?;
             let values: Vec<f64> = (0..count).map(|n| n as f64).collect();
             let tensor = Tensor::from_f64(DType::F32, dims.clone(), &values).unwrap();
             let by = |run: usize| run as f64 - 1.0;
@@ -255,18 +252,11 @@ mod tests {
         let tensor = Tensor::from_f64(DType::F32, vec![100_003], &values).unwrap();
         let product = tensor.scaled(1000, |run| run as f64).unwrap().unwrap();
         let Storage::Derived(derived) = &product.storage else { panic!("multiplied at once") };
-        let mut pieces = vec![Vec::new()];
-        let mut at = 0;
-        while at < derived.len() {
-            let mut piece = Vec::new();
-            derived.read(at, &mut piece);
-            assert!((1..=PIECE).contains(&piece.len()));
-            at += piece.len();
-            pieces.push(piece);
+        let mut pieces = Vec::new();
+        for at in (0..derived.len()).step_by(4096) {
+            derived.read(at..at + 4096, &mut pieces);
         }
-        let mut end = Vec::new();
-        derived.read(at, &mut end);
-        assert_eq!((pieces.concat(), end), (derived.bytes(), Vec::new()));
+        assert_eq!(pieces, derived.bytes());
         let expected = |i: usize| (i / 1000 * i) as f64;
         assert_eq!(product.to_f64().unwrap()[99_999], f64::from(expected(99_999) as f32));
         // Factors for every other element need more memory than the product.

@@ -77,6 +77,9 @@ impl fmt::Debug for External {
 const SMALL: usize = 1 << 14;
 const LONG: usize = 16;
 
+/// Runs that are multiplied at a time then.
+const AT_ONCE: usize = 1 << 12;
+
 /// Reads ranges of external files; the importer provides one.
 pub trait LoadExternal: Send + Sync {
     /// The bytes of the range.
@@ -164,15 +167,25 @@ impl Tensor {
     /// The data cannot be read.
     pub fn scaled(&self, run: usize, by: impl Fn(usize) -> f64) -> Result<Option<Tensor>, TensorError> {
         let block = self.block()?;
-        let runs = self.elements().unwrap_or(0).div_ceil(run.max(1) as u64);
-        let Some(derived) = Derived::scaled(self.dtype, block, run, (0..runs as usize).map(by).collect())
-        else {
-            return Ok(None);
-        };
-        // Factors need memory, too.
-        let storage = match derived.len() < SMALL || run < LONG {
-            true => Storage::Raw(derived.bytes().into()),
-            false => Storage::Derived(derived),
+        let run = run.clamp(1, block.len().max(1));
+        let runs = self.elements().unwrap_or(0).div_ceil(run as u64) as usize;
+        let factors = |runs: Range<usize>| runs.map(&by).collect::<Vec<f64>>();
+        let storage = if block.len() < SMALL || run < LONG {
+            // Factors need memory, too: they are there for some runs at a time.
+            let mut scaled = Vec::with_capacity(block.len());
+            let bytes = run * self.dtype.bits().unwrap_or(8).div_ceil(8) as usize;
+            for (i, part) in block.chunks(bytes * AT_ONCE).enumerate() {
+                let factors = factors(i * AT_ONCE..runs.min((i + 1) * AT_ONCE));
+                let part = Derived::scaled(self.dtype, block.slice_ref(part), run, factors);
+                let Some(part) = part else { return Ok(None) };
+                part.read(0..part.len(), &mut scaled);
+            }
+            Storage::Raw(scaled.into())
+        } else {
+            let Some(derived) = Derived::scaled(self.dtype, block, run, factors(0..runs)) else {
+                return Ok(None);
+            };
+            Storage::Derived(derived)
         };
         Ok(Some(Tensor { dtype: self.dtype, dims: self.dims.clone(), storage, extra: Bytes::new() }))
     }

@@ -107,6 +107,9 @@ impl PartialEq for Data {
     }
 }
 
+/// Bytes that are put together at a time for writing: a whole number of elements of any type.
+const PIECE: usize = 1 << 16;
+
 /// What is left to be handed on.
 struct Pieces<'a> {
     data: &'a Data,
@@ -122,7 +125,7 @@ impl Pieces<'_> {
     fn fill(&mut self) {
         if let Place::Later(later) = &self.data.0 {
             self.piece.clear();
-            later.0.read(self.at, &mut self.piece);
+            later.0.read(self.at..self.at + PIECE, &mut self.piece);
         }
     }
 }
@@ -155,7 +158,14 @@ impl Buf for Pieces<'_> {
     fn copy_to_bytes(&mut self, count: usize) -> Bytes {
         let from = self.at + self.used;
         let bytes = self.data.bytes().slice(from..from + count);
-        self.advance(count);
+        match &self.data.0 {
+            // What has been handed on as a whole is not put together again.
+            Place::Later(later) if from + count == self.data.len() => {
+                (self.at, self.used) = (later.0.len(), 0);
+                self.piece.clear();
+            }
+            _ => self.advance(count),
+        }
         bytes
     }
 }
@@ -213,7 +223,34 @@ mod tests {
         derived.advance(70_001);
         assert_eq!((derived.remaining(), derived.chunk()[0]), (129_999, bytes[70_001]));
         assert_eq!(derived.copy_to_bytes(100_000), bytes.bytes().slice(70_001..170_001));
-        assert_eq!(derived.remaining(), 29_999);
+        assert_eq!((derived.remaining(), derived.chunk()[0]), (29_999, bytes[170_001]));
+        assert_eq!(derived.copy_to_bytes(29_999), bytes.bytes().slice(170_001..));
+        assert!(!derived.has_remaining());
+    }
+
+    /// Takes some bytes, and then no more.
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_full_in_the_middle_of_derived_data_is_an_error() {
+        let tensor = TensorProto { raw_data: Some(derived().into()), ..Default::default() };
+        let graph = GraphProto { initializer: vec![tensor], ..Default::default() };
+        let model = ModelProto { graph: Some(graph), ..Default::default() };
+        for room in [0, 100, 70_000, 199_999] {
+            let sent = crate::write_stream(&model, "<stdout>", Full(room), crate::PROTOBUF_LIMIT);
+            assert!(sent.is_err(), "{room}");
+        }
     }
 
     #[test]

@@ -177,7 +177,7 @@ pub fn publish(new: &Path, target: &Path) -> io::Result<()> {
 }
 
 /// The encoded model as pieces that follow each other. Raw bytes from [`SPLICE`] on are pieces of their own and shared
-/// with the model, not copied.
+/// with the model, not copied; those that are derived are put together, and the model keeps them.
 pub fn encode(model: &ModelProto) -> Vec<Bytes> {
     let mut pieces = Pieces::default();
     model.encode_raw(&mut pieces);

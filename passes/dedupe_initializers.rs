@@ -29,11 +29,12 @@
 //! }
 //! ```
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use dmopt_ir::{Def, Graph, Patch, Rewriter, Safety, Storage, Tensor, ValueId};
+use dmopt_ir::{Def, Derived, Graph, Patch, Rewriter, Safety, Storage, Tensor, ValueId};
 
 use crate::{Context, Pass};
 
@@ -131,8 +132,13 @@ pub(crate) fn hash_ends(tensor: &Tensor, hasher: &mut DefaultHasher) {
     match &tensor.storage {
         Storage::External(range) => (&range.location, range.offset, range.length).hash(hasher),
         Storage::Strings(strings) => strings.hash(hasher),
-        // To be put together when the model is written, not before.
-        Storage::Derived(_) => {}
+        Storage::Derived(derived) => {
+            let mut ends = (Vec::new(), Vec::new());
+            derived.read(0..END_BYTES, &mut ends.0);
+            derived.read(derived.len().saturating_sub(END_BYTES)..derived.len(), &mut ends.1);
+            ends.0.hash(hasher);
+            ends.1.hash(hasher);
+        }
         _ => {
             let Ok(bytes) = tensor.bytes() else { return };
             bytes[..bytes.len().min(END_BYTES)].hash(hasher);
@@ -143,11 +149,10 @@ pub(crate) fn hash_ends(tensor: &Tensor, hasher: &mut DefaultHasher) {
 
 /// Hashes all bytes of a tensor whose ends do not cover it.
 fn hash_all(tensor: &Tensor, hasher: &mut DefaultHasher) {
-    if tensor.is_resident()
-        && tensor.byte_len().is_some_and(|n| n > 2 * END_BYTES as u64)
-        && let Ok(bytes) = tensor.bytes()
+    if tensor.byte_len().is_some_and(|n| n > 2 * END_BYTES as u64)
+        && let Some(elements) = Elements::of(tensor)
     {
-        bytes.hash(hasher);
+        (0..elements.len()).step_by(PIECE).for_each(|at| hasher.write(&elements.piece(at)));
     }
 }
 
@@ -160,14 +165,56 @@ pub(crate) fn same_elements(a: &Tensor, b: &Tensor) -> bool {
     match (&a.storage, &b.storage) {
         (Storage::External(a), Storage::External(b)) => a == b,
         (Storage::Strings(a), Storage::Strings(b)) => a == b,
-        (Storage::Derived(a), Storage::Derived(b)) => a == b,
-        _ if !a.is_resident() || !b.is_resident() => false,
-        _ => matches!((a.bytes(), b.bytes()), (Ok(a), Ok(b)) if a == b),
+        _ => {
+            let (Some(a), Some(b)) = (Elements::of(a), Elements::of(b)) else { return false };
+            a.len() == b.len() && (0..a.len()).step_by(PIECE).all(|at| a.piece(at) == b.piece(at))
+        }
+    }
+}
+
+/// The bytes of a tensor, a piece at a time.
+enum Elements<'t> {
+    Here(Cow<'t, [u8]>),
+    Derived(&'t Derived),
+}
+
+/// Bytes of a piece: a whole number of elements of any type.
+const PIECE: usize = 1 << 16;
+
+impl<'t> Elements<'t> {
+    /// `None` for what is in another file, or nowhere.
+    fn of(tensor: &'t Tensor) -> Option<Elements<'t>> {
+        match &tensor.storage {
+            Storage::Derived(derived) => Some(Elements::Derived(derived)),
+            _ if tensor.is_resident() => tensor.bytes().ok().map(Elements::Here),
+            _ => None,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Elements::Here(bytes) => bytes.len(),
+            Elements::Derived(derived) => derived.len(),
+        }
+    }
+
+    fn piece(&self, at: usize) -> Cow<'_, [u8]> {
+        match self {
+            Elements::Here(bytes) => Cow::Borrowed(&bytes[at..bytes.len().min(at + PIECE)]),
+            Elements::Derived(derived) => {
+                let mut piece = Vec::new();
+                derived.read(at..at + PIECE, &mut piece);
+                Cow::Owned(piece)
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use dmopt_ir::DType;
+
+    use super::*;
     use crate::testing::{check, left_alone};
 
     const PASS: &str = "dedupe-initializers";
@@ -191,6 +238,25 @@ mod tests {
              { t = Add(x, a) u = Add(t, b) v = Add(u, a) y = Add(v, a) }",
         );
         assert_eq!(outcome.passes[0].rewrites, 2);
+    }
+
+    #[test]
+    fn weights_that_are_scaled_or_cut_are_compared_too() {
+        let number = |value: f64| Tensor::from_f64(DType::F32, vec![5000], &[value; 5000]).unwrap();
+        let scaled = |value: f64, by: f64| number(value).scaled(5000, |_| by).unwrap().unwrap();
+        let rows = Tensor::from_f64(DType::F32, vec![2, 10_000], &[2.0; 20_000]).unwrap();
+        let cut = Tensor { dims: vec![5000], ..rows.slice(1, 0..2500).unwrap() };
+        let all = [number(2.0), scaled(1.0, 2.0), scaled(4.0, 0.5), cut];
+        for (a, b) in all.iter().flat_map(|a| all.iter().map(move |b| (a, b))) {
+            let hash = |tensor: &Tensor| {
+                let mut hasher = DefaultHasher::new();
+                hash_ends(tensor, &mut hasher);
+                hash_all(tensor, &mut hasher);
+                hasher.finish()
+            };
+            assert!(same_elements(a, b) && hash(a) == hash(b));
+            assert!(!same_elements(a, &scaled(1.0, 3.0)));
+        }
     }
 
     #[test]

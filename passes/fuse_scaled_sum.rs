@@ -13,7 +13,8 @@
 //! s*Conv(p, W, B) + c       ~  Conv(p, s*W, s*B + c)        nothing else reads the Conv or W; constants
 //! ```
 //! Class: rounding differs (another order of additions, merged constants). With `--exact`, operators only move.
-//! Left alone: what `nest-scaled-sum` writes; sums of two unscaled terms (residual connections), and whatever would need more operators than before.
+//! Left alone: what `nest-scaled-sum` writes; sums of two unscaled terms (residual connections), and whatever would need
+//! more operators than before.
 //!
 //! ```onnx
 //! f (float[1,2,4,4] x, float[1,2,4,4] y) => (float[1,2,4,4] z) <float[1] a = {0.5}, float[1] b = {-2.0}, int64[1] axes = {0}> {
@@ -50,7 +51,7 @@ use dmopt_ir::{DType, Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, Te
 
 use crate::accumulate_in_place::has_step;
 use crate::linear::{Array, Combination, Expr, Factor, Finder, Form, MAX_WEIGHT, Term};
-use crate::nest_scaled_sum::is_nested;
+use crate::nest_scaled_sum::stands_nested;
 use crate::{Context, Miss, Pass, Site, Target, order_of};
 
 /// See the header of this file.
@@ -202,15 +203,19 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool, target: Target) -> Su
             let stands = |expr: &Expr| graph.op(root).output(0).and_then(|v| expr.find(graph, v, false));
             let is_chain =
                 || chain(graph, root, &combination, false).is_ok_and(|found| stands(&found.expr).is_some());
-            let nested = || is_nested(graph, root, &combination) && !has_step(target, &combination.ty);
-            if nested() || (order_follows && is_chain()) {
+            if order_follows && is_chain() {
                 Step::Leave
             } else {
                 match replacement(graph, root, &combination) {
-                    Ok(Replacement { expr, .. }) => match stands(&expr) {
-                        Some(ops) => late(ops),
-                        None => Step::Rewrite,
-                    },
+                    Ok(Replacement { expr, steps }) => {
+                        let nested = || stands_nested(graph, root, &combination, steps);
+                        match stands(&expr)
+                            .or_else(|| nested().filter(|_| !has_step(target, &combination.ty)))
+                        {
+                            Some(ops) => late(ops),
+                            None => Step::Rewrite,
+                        }
+                    }
                     Err(reason) => Step::Refuse(reason),
                 }
             }

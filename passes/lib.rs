@@ -264,7 +264,8 @@ pub struct Options<'a> {
     pub budget_bytes: Option<u64>,
     /// Take no offers that multiply the arithmetic by more than this; `None` means 1.
     pub max_flops_ratio: Option<f64>,
-    /// What an earlier run with the same passes for the same target found to pay: there is no search for it then.
+    /// What an earlier run for the same target found to pay: it is taken, and there is no search. Passes that do not run
+    /// take nothing of it.
     pub offers: Option<&'a Chosen>,
     /// Check every invariant after every pass, not only in debug builds.
     pub verify: bool,

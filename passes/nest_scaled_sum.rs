@@ -9,10 +9,10 @@
 //! done where it brings the predicted peak of the whole graph down: where an order can be found in which products take
 //! the place of what they scale, it does not.
 //!
-//! Class: rounding differs (quotients of coefficients; the order of additions stays). A sum can overflow where it did
-//! not, within a factor of 1024 of the largest number of the type. NaN and infinity come out as before otherwise.
-//! Left alone: coefficients that are computed, zero, or further apart than 1024 times; float16 and bfloat16. For
-//! `ort-cpu`, sums that `accumulate-in-place` takes.
+//! Class: rounding differs (quotients of coefficients; the order of additions stays). A sum of n terms can overflow where
+//! one of them is within a factor of 1024 n of the largest number. NaN and infinity come out as before otherwise.
+//! Left alone: coefficients that are computed, zero, infinite, or further apart than 1024 times; other types than float32.
+//! For `ort-cpu`, sums of the ranks that `accumulate-in-place` takes.
 //!
 //! ```onnx
 //! f (float[1,8,16,16] x) => (float[1,8,16,16] y) <float a = {0.5}, float b = {2.0}, float c = {-4.0}> {
@@ -62,11 +62,11 @@
 //! }
 //! ```
 
-use dmopt_ir::{DType, Graph, OpId, Patch, Rewriter, Safety, ValueId};
+use dmopt_ir::{DType, Graph, OpId, Patch, Rewriter, Safety};
 
 use crate::accumulate_in_place::has_step;
 use crate::fuse_scaled_sum::{combination_at, combinations, is_sign, split};
-use crate::linear::{Array, Combination, Expr, Finder, Form, Term};
+use crate::linear::{Array, Combination, Expr, Finder, Form, Placement, Term};
 use crate::{Context, Miss, Offer, Pass, Planning, Stage, order_of};
 
 /// See the header of this file.
@@ -100,13 +100,17 @@ impl Pass for NestScaledSum {
         let offer = |(root, combination): (OpId, Combination)| {
             let pays = combination.form == Form::Chain
                 && combination.terms.iter().skip(1).any(kept)
-                && !has_step(planning.target, &combination.ty)
-                && !is_nested(graph, root, &combination);
+                && !has_step(planning.target, &combination.ty);
+            let refused = match pays.then(|| nested(graph, root, &combination))? {
+                Ok(expr) if steps(&expr) > combination.ops.len() => return None,
+                Ok(expr) if stands(graph, root, &expr).is_some() => return None,
+                Ok(_) => None,
+                Err(miss) => Some(miss),
+            };
             let products =
                 combination.ops.iter().map(|&op| graph.op(op)).filter(|op| op.is("Mul") || op.is("Div"));
             let relieves = products.flat_map(|op| op.results()).collect();
-            let refused = pays.then(|| nested(&combination).err());
-            refused.map(|refused| Offer { start: root, op: root, relieves, levels: 1, refused })
+            Some(Offer { start: root, op: root, relieves, levels: 1, refused })
         };
         combinations(graph, &order_of(graph)).found.into_iter().filter_map(offer).collect()
     }
@@ -116,17 +120,43 @@ impl Pass for NestScaledSum {
         let combination = combination_at(graph, &Finder::new(graph), root).ok_or(Miss::NoMatch)?;
         let result = graph.op(root).output(0).ok_or(Miss::NoMatch)?;
         let mut patch = Patch::new(Safety::Reassociates);
-        let new = nested(&combination)?.emit(graph, &mut patch, &graph.value(result).name);
+        let new = nested(graph, root, &combination)?.emit(graph, &mut patch, &graph.value(result).name);
         patch.replace_uses(result, new.ok_or(Miss::NoMatch)?);
         Ok(patch)
     }
 }
 
-/// The nested form of a combination, its terms in the order in which they stand.
-fn nested(combination: &Combination) -> Result<Expr, Miss> {
-    let dtype = combination.ty.dtype;
+/// The operators of a combination that stands as this pass would write it, if it does, and with no more of them than
+/// `most`.
+pub(crate) fn stands_nested(
+    graph: &Graph,
+    root: OpId,
+    combination: &Combination,
+    most: usize,
+) -> Option<Placement> {
+    let expr = nested(graph, root, combination).ok().filter(|expr| steps(expr) <= most)?;
+    stands(graph, root, &expr)
+}
+
+fn stands(graph: &Graph, root: OpId, expr: &Expr) -> Option<Placement> {
+    expr.find(graph, graph.op(root).output(0)?, false)
+}
+
+/// Number of operators.
+fn steps(expr: &Expr) -> usize {
+    ["Mul", "Add", "Sub"].iter().map(|op_type| expr.count(op_type)).sum()
+}
+
+/// The nested form of a combination that `root` computes, its terms in the order in which they stand.
+fn nested(graph: &Graph, root: OpId, combination: &Combination) -> Result<Expr, Miss> {
+    let ty = &combination.ty;
+    let result = graph.op(root).output(0).and_then(|value| graph.tensor_type(value));
+    if !result.is_some_and(|result| result.same_shape(ty)) {
+        return Err(Miss::NoMatch);
+    }
     let constant = |array: &Array| {
-        let tensor = array.tensor(dtype).ok_or_else(|| Miss::refused("a quotient does not fit its type"))?;
+        let tensor =
+            array.tensor(ty.dtype).ok_or_else(|| Miss::refused("a constant does not fit its type"))?;
         Ok(Expr::Constant(tensor))
     };
     let times = |acc: Expr, by: &Array| match by.data.iter().all(|&s| s == 1.0) {
@@ -137,12 +167,12 @@ fn nested(combination: &Combination) -> Result<Expr, Miss> {
     if terms.iter().map(|term| &term.factor).chain(&addends).any(|factor| !factor.parts.is_empty()) {
         return Err(Miss::refused("a coefficient is computed"));
     }
-    if !matches!(dtype, DType::F32 | DType::F64) {
-        return Err(Miss::refused(format!("{dtype} would overflow too early")));
+    if ty.dtype != DType::F32 {
+        return Err(Miss::refused(format!("it is of type {}", ty.dtype)));
     }
     let sizes = || terms.iter().flat_map(|term| &term.factor.constant.data).map(|s| s.abs());
     let (least, most) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(0.0, f64::max));
-    if sizes().any(f64::is_nan) || least == 0.0 || most > APART * least {
+    if !sizes().all(f64::is_finite) || least == 0.0 || most > APART * least {
         return Err(Miss::refused("coefficients are zero or far apart"));
     }
     // What is accumulated, and in which units.
@@ -155,7 +185,9 @@ fn nested(combination: &Combination) -> Result<Expr, Miss> {
             Some((acc, unit)) => {
                 let negative = coefficient.data.iter().all(|&s| s < 0.0);
                 let next = if negative { coefficient.map(f64::abs) } else { coefficient.clone() };
-                let quotient = unit.zip(&next, |a, b| a / b).ok_or(Miss::NoMatch)?;
+                let quotient = unit.zip(&next, |a, b| a / b);
+                let quotient =
+                    quotient.ok_or_else(|| Miss::refused("a quotient would be larger than both"))?;
                 let step = if negative { "Sub" } else { "Add" };
                 (Expr::op(step, [times(acc, &quotient)?, x]), next)
             }
@@ -169,37 +201,11 @@ fn nested(combination: &Combination) -> Result<Expr, Miss> {
     Ok(sum)
 }
 
-/// True if a combination stands as [`nested`] would write it, whatever its order and coefficients: a sum is scaled in it,
-/// and terms are added to what is there one at a time.
-pub(crate) fn is_nested(graph: &Graph, root: OpId, combination: &Combination) -> bool {
-    let is_term = |value: ValueId| combination.terms.iter().any(|term| term.x == Some(value));
-    let mut scales_a_sum = false;
-    let mut value = graph.op(root).output(0);
-    while let Some(acc) = value.filter(|&acc| !is_term(acc)) {
-        let Some(op) = graph.producer(acc).filter(|op| combination.ops.contains(op)).map(|op| graph.op(op))
-        else {
-            return false;
-        };
-        let [Some(a), Some(b)] = op.inputs[..] else { return false };
-        let added = |v: ValueId| is_term(v) || graph.constant(v).is_some();
-        value = match op.op_type.as_str() {
-            "Add" | "Sub" if added(b) => Some(a),
-            "Add" if added(a) => Some(b),
-            "Mul" if graph.constant(b).is_some() => {
-                scales_a_sum |= !is_term(a);
-                Some(a)
-            }
-            _ => return false,
-        };
-    }
-    scales_a_sum
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{left_alone_for, refuses, takes};
-    use crate::{Target, find};
+    use crate::Target;
+    use crate::testing::{check, check_for, left_alone_for, refuses, takes};
 
     /// A sum of which every term is read later, too.
     fn model(ty: &str, weights: &str, body: &str) -> String {
@@ -259,25 +265,25 @@ mod tests {
 
     #[test]
     fn what_cannot_be_divided_by_is_refused() {
-        let with = |ty: &str, c: &str| {
-            refuses(
-                &NestScaledSum,
-                &model(
-                    ty,
-                    &format!(
-                        "{} a = {{6}}, {} b = {{3}}, {c}",
-                        ty.split('[').next().unwrap(),
-                        ty.split('[').next().unwrap()
-                    ),
-                    PRODUCTS,
-                ),
-            )
+        let with = |c: &str| {
+            refuses(&NestScaledSum, &model(X, &format!("float a = {{6}}, float b = {{3}}, {c}"), PRODUCTS))
         };
         let apart = "coefficients are zero or far apart";
-        for c in ["float[2,1,1] c = {1, 0}", "float c = {0.005}", "float c = {7000}", "float c = {nan}"] {
-            assert_eq!(with(X, c), apart, "{c}");
+        for c in [
+            "float[2,1,1] c = {1, 0}",
+            "float c = {0.005}",
+            "float c = {7000}",
+            "float c = {nan}",
+            "float c = {inf}",
+        ] {
+            assert_eq!(with(c), apart, "{c}");
         }
-        assert_eq!(with("float16[1,2,4,4]", "float16 c = {1}"), "float16 would overflow too early");
+        let half = PRODUCTS.replace("z = Add(p, o)", "z = Add(o, p)");
+        let text = model("float16[1,2,4,4]", "float16 a = {6}, float16 b = {3}, float16 c = {1}", &half);
+        assert_eq!(refuses(&NestScaledSum, &text), "it is of type float16");
+        let pixels = "float[4,1] a = {1, 2, 3, 4}, float[1,4] b = {1, 2, 3, 4}, float c = {1}";
+        let larger = "a quotient would be larger than both";
+        assert_eq!(refuses(&NestScaledSum, &model(X, pixels, PRODUCTS)), larger);
         let text = format!(
             "f ({X} x, {X} y, float a) => ({X} z, {X} k) <float b = {{2}}> {{
             m = Mul(x, a) n = Mul(y, b) z = Add(m, n) k = Sub(x, y) }}"
@@ -290,26 +296,56 @@ mod tests {
         let offers = |target: Target, text: &str| {
             let mut model = dmopt_ir::text::parse_model(text).unwrap();
             dmopt_ir::infer::infer_graph(&mut model.graph);
-            NestScaledSum.offers(&model.graph, &Planning { target, ..Planning::default() }).len()
+            let offers = NestScaledSum.offers(&model.graph, &Planning { target, ..Planning::default() });
+            offers.iter().filter(|offer| offer.refused.is_none()).count()
         };
         let weights = |ty: &str| format!("{ty} a = {{2}}, {ty} b = {{3}}, {ty} c = {{4}}");
         let single = model(X, &weights("float"), PRODUCTS);
         let double = model("double[1,2,4,4]", &weights("double"), PRODUCTS);
         assert_eq!(Target::ALL.map(|target| offers(target, &single)), [1, 0, 1]);
-        assert_eq!(Target::ALL.map(|target| offers(target, &double)), [1, 1, 1]);
+        assert_eq!(Target::ALL.map(|target| offers(target, &double)), [0, 0, 0]);
         let last = single.replace("k = Max(x, y, v)", "k = Exp(x)");
         assert_eq!(offers(Target::Portable, &last), 0);
         let sum = model(X, &weights("float"), "p = Add(x, y) z = Add(p, v)");
         assert_eq!(offers(Target::Portable, &sum), 0);
+        // Two products more than there are.
+        let between = model(X, "float a = {2}", "m = Mul(y, a) n = Add(x, m) z = Add(n, v)");
+        assert_eq!(offers(Target::Portable, &between), 0);
     }
 
     #[test]
     fn what_is_nested_stays_so_where_nothing_is_added_in_place() {
         let nested = "m = Mul(x, a) n = Add(m, y) o = Mul(n, b) p = Sub(o, v) z = Mul(p, c)";
         let text = model(X, "float a = {2}, float b = {3}, float c = {4}", nested);
-        let fuse = find("fuse-scaled-sum").unwrap().name();
         for target in [Target::Portable, Target::OrtCuda] {
-            left_alone_for(target, fuse, &text);
+            left_alone_for(target, FUSE, &text);
+        }
+        let products = "m = Mul(x, a) n = Mul(y, b) p = Add(m, n) o = Mul(v, c) z = Add(p, o)";
+        let products = model(X, "float a = {24}, float b = {12}, float c = {-4}", products);
+        check_for(Target::OrtCpu, FUSE, &text, &products);
+    }
+
+    #[test]
+    fn what_only_looks_nested_becomes_a_chain() {
+        for (weights, body, new_weights, new_body) in [
+            // A scale goes into the kernels of convolutions.
+            (
+                "float a = {2}, float[2,2,1,1] w = {1, 2, 3, 4}, float[2,2,1,1] u = {5, 6, 7, 8}",
+                "m = Conv(x, w) n = Conv(y, u) o = Add(m, n) z = Mul(o, a)",
+                "float[2,2,1,1] w = {2, 4, 6, 8}, float[2,2,1,1] u = {10, 12, 14, 16}",
+                "m = Conv(x, w) n = Conv(y, u) z = Add(m, n)",
+            ),
+            // The same value twice is one term.
+            (
+                "float a = {2}, float b = {3}",
+                "m = Mul(x, a) n = Add(m, y) o = Mul(n, b) z = Add(o, x)",
+                "float a = {7}, float b = {3}",
+                "m = Mul(x, a) n = Mul(y, b) z = Add(m, n)",
+            ),
+        ] {
+            check(FUSE, &model(X, weights, body), &model(X, new_weights, new_body));
         }
     }
+
+    const FUSE: &str = "fuse-scaled-sum";
 }

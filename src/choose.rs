@@ -3,12 +3,12 @@
 //! A session that may optimize replaces operators by fused ones, which get other numbers, so the order that it executes
 //! does not follow from the file alone; and it may need more for operators that by themselves need less. Where ONNX
 //! Runtime is there, it is asked: if the result does not come down to the predicted peak, other ways to arrange the same
-//! operators are measured as well, and where everything needs more than the original, the original's own operators.
+//! operators are measured as well, and where everything needs more than the original, the original's own operators. Those
+//! are tried, too, where the order of the rewritten ones is not proven to be the best, and theirs promises clearly less.
 //! Without ONNX Runtime, its plan stands in for it.
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use dmopt_ir::Model;
 use dmopt_passes::{Anchors, Outcome, PIPELINE, Site, Target};
 use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
@@ -42,10 +42,13 @@ impl Candidate {
 }
 
 /// Files beyond this are not measured in several arrangements: each is in memory as a whole then.
-const MAX_BYTES: usize = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 
 /// A measured peak is as predicted if it is not above it by more than one part in this many.
 const AS_PREDICTED: u64 = 50;
+
+/// All rewriting is given up, where it needs no more than the original, for what needs less by one part in this many.
+const WORTH_GIVING_UP: u64 = 20;
 
 /// The passes that decide about order.
 pub(crate) const ORDER: [&str; 2] = ["schedule-for-memory", "order-anchors"];
@@ -66,8 +69,7 @@ struct Way<'a> {
 /// Says what a model needs, in bytes; `None` where that is not known.
 pub(crate) type Scale<'a> = &'a dyn Fn(&Model) -> Option<u64>;
 
-/// Takes `first`, or what needs less on this scale: the same operators arranged in another way or, where they need more
-/// than the original, the original's operators.
+/// Takes `first`, or what needs less on this scale: the same operators arranged in another way or the original's.
 ///
 /// # Errors
 /// A pass failed.
@@ -84,7 +86,7 @@ pub(crate) fn lightest(
     };
     let (moved, rewritten) = (edited(true), edited(false));
     // Who asks for certain passes, or for a part of what they do, gets that.
-    let asked = !options.passes.is_empty();
+    let asked = !options.passes.is_empty() || options.split_hidden.is_some();
     if options.stop_after.is_some() || !moved && (!rewritten || asked) {
         return Ok(first);
     }
@@ -118,7 +120,7 @@ pub(crate) fn lightest(
     }
     let needs_more = bytes > before;
     if (needs_more || rewritten && !is_best) && !asked {
-        let name = "as in the original, but in the order found".to_string();
+        let name = "as in the original, in a better order".to_string();
         ways.push(Way { name, skip: &others, anchors, target });
     }
     if needs_more && !asked {
@@ -136,7 +138,7 @@ pub(crate) fn lightest(
         let options = Options { target, ..options.with(anchors, skip) };
         let mut outcome = rewrite_with(&mut model, source, &options, offers.get(target.name()))?;
         // Operators that nothing was done to may be easier to order. Without a promise they are not measured.
-        if skipped == others && !needs_more && promise(&outcome) + promised / AS_PREDICTED >= promised {
+        if skipped == others && !needs_more && promise(&outcome) + promised / WORTH_GIVING_UP >= promised {
             continue;
         }
         offers.entry(target.name()).or_insert_with(|| outcome.offers.clone());
@@ -145,8 +147,11 @@ pub(crate) fn lightest(
         if bytes < least {
             if skipped.contains(&SITES) {
                 let reason = Some("the original's operators need less".to_string());
-                let left = |site: &Site| Site { rewritten: false, reason: reason.clone(), ..site.clone() };
-                outcome.sites = sites.iter().map(left).collect();
+                let undone = |site: &Site| match site.rewritten {
+                    true => Site { rewritten: false, reason: reason.clone(), ..site.clone() },
+                    false => site.clone(),
+                };
+                outcome.sites = sites.iter().map(undone).collect();
             }
             (least, best) = (bytes, Candidate { model, outcome, measured: Vec::new() });
         }
@@ -167,11 +172,10 @@ pub(crate) fn measured_peak(
     let not_measured = |reason: String| RuntimeError::Unsupported { runtime: ort.name(), reason };
     let proto = onnx::export(model, &onnx::ExportOptions::default())
         .map_err(|cause| not_measured(cause.to_string()))?;
-    let parts: Vec<Bytes> = onnx::encode(&proto);
-    if parts.iter().map(Bytes::len).sum::<usize>() > MAX_BYTES {
-        return Err(not_measured("the model is too large".to_string()));
-    }
-    let file = ModelFile { bytes: parts.concat().into(), folder: Some(source.folder.clone()) };
+    let mut bytes = Vec::new();
+    onnx::write_stream(&proto, &source.name, &mut bytes, MAX_BYTES)
+        .map_err(|cause| not_measured(cause.to_string()))?;
+    let file = ModelFile { bytes: bytes.into(), folder: Some(source.folder.clone()) };
     let interface = ort.load(&file)?.interface().clone();
     let sizes = runtime::inputs::assignments(&interface, &check.pins)?.into_iter().next().unwrap_or_default();
     let inputs: Vec<Named> = check.inputs(&interface, &sizes, check.seed)?;

@@ -159,7 +159,7 @@ fn combination(u: &mut Unstructured<'_>) -> Result<String> {
         let product = match u.ratio(1, 4)? {
             true => x,
             false => {
-                let coefficient = block.positive(dims);
+                let coefficient = if u.arbitrary()? { block.positive(dims) } else { block.weight(dims) };
                 block.line(format!("Mul({x}, {coefficient})"))
             }
         };

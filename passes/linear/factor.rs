@@ -48,7 +48,7 @@ impl Array {
         Array { dims: self.dims.clone(), data: self.data.iter().map(|&v| f(v)).collect() }
     }
 
-    /// Elementwise with broadcasting; `None` when the shapes do not fit.
+    /// Elementwise with broadcasting; `None` when the shapes do not fit, or what comes of it is larger than both.
     pub fn zip(&self, other: &Array, f: impl Fn(f64, f64) -> f64) -> Option<Array> {
         let rank = self.dims.len().max(other.dims.len());
         let dim = |a: &Array, i: usize| (i + a.dims.len()).checked_sub(rank).map_or(1, |i| a.dims[i]);
@@ -61,7 +61,10 @@ impl Array {
                 _ => return None,
             });
         }
-        let count = dims.iter().product::<u64>() as usize;
+        let count = dims.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim))? as usize;
+        if count > self.data.len().max(other.data.len()) {
+            return None;
+        }
         let at = |a: &Array, mut flat: usize| {
             let (mut index, mut stride) = (0, 1);
             for i in (0..rank).rev() {
@@ -78,10 +81,9 @@ impl Array {
         Some(Array { dims, data })
     }
 
-    /// The sum, where it is no larger than the larger of the two.
+    /// The sum.
     pub fn plus(&self, other: &Array) -> Option<Array> {
-        let sum = self.zip(other, |a, b| a + b)?;
-        (sum.data.len() <= self.data.len().max(other.data.len())).then_some(sum)
+        self.zip(other, |a, b| a + b)
     }
 
     /// The constant as a tensor of this type; `None` when an element is too large for the type, or so small that the
@@ -213,9 +215,11 @@ mod tests {
 
     #[test]
     fn arrays_broadcast_as_tensors_do() {
-        let sum = array(&[3, 1]).zip(&array(&[1, 2]), |a, b| 10.0 * a + b);
-        assert_eq!(sum, Some(Array { dims: vec![3, 2], data: vec![0.0, 1.0, 10.0, 11.0, 20.0, 21.0] }));
+        let sum = array(&[3, 1]).zip(&array(&[3, 2]), |a, b| 10.0 * a + b);
+        assert_eq!(sum, Some(Array { dims: vec![3, 2], data: vec![0.0, 1.0, 12.0, 13.0, 24.0, 25.0] }));
         assert_eq!(array(&[3]).zip(&array(&[2]), |a, b| a + b), None);
+        let column = Array { dims: vec![1 << 20, 1], data: vec![1.0; 1 << 20] };
+        assert_eq!(column.zip(&Array { dims: vec![1, 1 << 20], ..column.clone() }, |a, b| a + b), None);
     }
 
     #[test]
