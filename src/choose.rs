@@ -101,7 +101,8 @@ pub(crate) fn lightest(
     let others: Vec<&'static str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();
     let Options { anchors, target, .. } = *options;
     let mut ways: Vec<Way<'_>> = Vec::new();
-    if moved && bytes.saturating_sub(promised) > promised / AS_PREDICTED {
+    let as_promised = bytes.saturating_sub(promised) <= promised / AS_PREDICTED;
+    if moved && !as_promised {
         let alone = ("of standard types alone, ", Target::Portable);
         let standard = (target == Target::OrtCpu && !asked).then_some(alone);
         for (prefix, target) in [("", options.target)].into_iter().chain(standard) {
@@ -119,7 +120,7 @@ pub(crate) fn lightest(
         }
     }
     let needs_more = bytes > before;
-    if (needs_more || rewritten && !is_best) && !asked {
+    if (needs_more || rewritten && !(is_best && as_promised)) && !asked {
         let name = "as in the original, in a better order".to_string();
         ways.push(Way { name, skip: &others, anchors, target });
     }
@@ -138,13 +139,15 @@ pub(crate) fn lightest(
         let options = Options { target, ..options.with(anchors, skip) };
         let mut outcome = rewrite_with(&mut model, source, &options, offers.get(target.name()))?;
         // Operators that nothing was done to may be easier to order. Without a promise they are not measured.
-        if skipped == others && !needs_more && promise(&outcome) + promised / WORTH_GIVING_UP >= promised {
+        let gives_up = skipped == others && !needs_more;
+        let limit = if gives_up { least - least / WORTH_GIVING_UP } else { least };
+        if gives_up && promise(&outcome) >= limit {
             continue;
         }
         offers.entry(target.name()).or_insert_with(|| outcome.offers.clone());
         let Some(bytes) = weigh(&model) else { continue };
         measured.push(Arrangement { operators: name, bytes });
-        if bytes < least {
+        if bytes < limit {
             if skipped.contains(&SITES) {
                 let reason = Some("the original's operators need less".to_string());
                 let undone = |site: &Site| match site.rewritten {
