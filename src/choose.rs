@@ -138,7 +138,7 @@ pub(crate) fn lightest(
         let mut model = original.clone();
         let options = Options { target, ..options.with(anchors, skip) };
         let mut outcome = rewrite_with(&mut model, source, &options, offers.get(target.name()))?;
-        // Operators that nothing was done to may be easier to order. Without a promise they are not measured.
+        // Operators that nothing was done to may be easier to order. Where they promise too little they are not measured.
         let gives_up = skipped == others && !needs_more;
         let limit = if gives_up { least - least / WORTH_GIVING_UP } else { least };
         if gives_up && promise(&outcome) >= limit {
