@@ -31,6 +31,9 @@ struct Scale {
 }
 
 impl Derived {
+    /// Bytes to read at a time where all of them are wanted one after the other: a whole number of elements of any type.
+    pub const PIECE: usize = 1 << 16;
+
     /// Runs of a block as they are. The stride is more than 0, and the block a whole number of them.
     pub(crate) fn strided(block: Bytes, stride: usize, run: Range<usize>) -> Derived {
         Derived { stride, run, scale: None, block }
@@ -233,7 +236,8 @@ mod tests {
             let values: Vec<f64> = (0..count).map(|n| n as f64).collect();
             let tensor = Tensor::from_f64(DType::F32, dims.clone(), &values).unwrap();
             let by = |run: usize| run as f64 - 1.0;
-            let products: Vec<f64> = values.iter().enumerate().map(|(i, v)| v * by(i / each)).collect();
+            let product = |(i, v): (usize, &f64)| f64::from((v * by(i / each)) as f32);
+            let products: Vec<f64> = values.iter().enumerate().map(product).collect();
             let whole = tensor.scaled(each, by).unwrap().unwrap();
             assert_eq!(whole.to_f64().unwrap(), products);
             let axis = u.choose_index(3)?;

@@ -1,6 +1,5 @@
 //! Bytes of a field that need not be in memory before they are written.
 
-use std::io;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
@@ -44,19 +43,8 @@ impl Data {
         }
     }
 
-    /// Hands the bytes on, a piece at a time.
-    pub(crate) fn pour(&self, mut to: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut pieces = self.pieces();
-        while pieces.has_remaining() {
-            let piece = pieces.chunk();
-            to(piece)?;
-            let count = piece.len();
-            pieces.advance(count);
-        }
-        Ok(())
-    }
-
-    fn pieces(&self) -> Pieces<'_> {
+    /// The bytes, to be handed on a piece at a time.
+    pub(crate) fn pieces(&self) -> impl Buf {
         let mut pieces = Pieces { data: self, at: 0, piece: Vec::new(), used: 0 };
         pieces.fill();
         pieces
@@ -107,9 +95,6 @@ impl PartialEq for Data {
     }
 }
 
-/// Bytes that are put together at a time for writing: a whole number of elements of any type.
-const PIECE: usize = 1 << 16;
-
 /// What is left to be handed on.
 struct Pieces<'a> {
     data: &'a Data,
@@ -125,7 +110,7 @@ impl Pieces<'_> {
     fn fill(&mut self) {
         if let Place::Later(later) = &self.data.0 {
             self.piece.clear();
-            later.0.read(self.at..self.at + PIECE, &mut self.piece);
+            later.0.read(self.at..self.at + Derived::PIECE, &mut self.piece);
         }
     }
 }
@@ -191,7 +176,7 @@ impl Value for Data {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{self, Write};
 
     use dmopt_ir::{DType, Storage, Tensor};
 
@@ -213,8 +198,7 @@ mod tests {
         let (data, bytes) = (Data::from(derived()), Data::from(derived().bytes()));
         assert_eq!((data.len(), &data), (200_000, &bytes));
         let mut poured = Vec::new();
-        let mut take = |piece: &[u8]| poured.write_all(piece);
-        Data::from(derived()).pour(&mut take).unwrap();
+        crate::write::pour(Data::from(derived()).pieces(), &mut poured).unwrap();
         assert_eq!(poured, bytes.to_vec());
         let mut pieces = bytes.pieces();
         pieces.advance(70_001);

@@ -76,8 +76,10 @@ pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Resu
         replace(&beside, |file| weights.iter().try_for_each(|piece| write_at(file, piece)))?;
         written.weights = Some(beside);
     }
-    written.bytes = model.encoded_len() as u64;
-    replace(path, |file| encode_to(&model, file))?;
+    replace(path, |file| {
+        written.bytes = encode_to(&model, file)?;
+        Ok(())
+    })?;
     Ok(written)
 }
 
@@ -92,9 +94,8 @@ pub fn write_stream(
     limit: u64,
 ) -> Result<u64, Error> {
     fits(model, Path::new(file), limit, "; write to a file instead, so that weights can go to a second one")?;
-    let sent = encode_to(model, &mut stream).and_then(|()| stream.flush());
-    sent.map_err(Error::io(Path::new(file), "write"))?;
-    Ok(model.encoded_len() as u64)
+    let sent = encode_to(model, &mut stream).and_then(|bytes| stream.flush().map(|()| bytes));
+    sent.map_err(Error::io(Path::new(file), "write"))
 }
 
 fn fits(model: &ModelProto, path: &Path, limit: u64, hint: &'static str) -> Result<(), Error> {
@@ -127,7 +128,7 @@ fn free_name(path: &Path, used: &[String]) -> String {
 
 fn write_at(file: &mut fs::File, piece: &Spill) -> io::Result<()> {
     file.write_all(&vec![0; piece.padding as usize])?;
-    piece.data.pour(|bytes| file.write_all(bytes))
+    pour(piece.data.pieces(), file)
 }
 
 /// Puts a file in place as a whole: written beside its target, flushed to disk, then renamed over it
@@ -186,12 +187,23 @@ pub fn encode(model: &ModelProto) -> Vec<Bytes> {
 }
 
 /// Writes the encoded model piece by piece: no more of it is in memory at a time than [`AT_ONCE`] bytes and what the model
-/// itself has there.
-fn encode_to(model: &ModelProto, to: &mut dyn Write) -> io::Result<()> {
-    let mut writer = Writer { tail: BytesMut::new(), to, result: Ok(()) };
+/// itself has there. Gives the number of bytes.
+fn encode_to(model: &ModelProto, to: &mut dyn Write) -> io::Result<u64> {
+    let mut writer = Writer { tail: BytesMut::new(), to, written: Ok(0) };
     model.encode_raw(&mut writer);
     writer.flush();
-    writer.result
+    writer.written
+}
+
+/// Writes what is left in a buffer.
+pub(crate) fn pour(mut from: impl Buf, to: &mut dyn Write) -> io::Result<()> {
+    while from.has_remaining() {
+        let chunk = from.chunk();
+        to.write_all(chunk)?;
+        let count = chunk.len();
+        from.advance(count);
+    }
+    Ok(())
 }
 
 /// Byte strings of this length or more are spliced in rather than copied.
@@ -246,15 +258,29 @@ unsafe impl BufMut for Pieces {
 struct Writer<'w> {
     tail: BytesMut,
     to: &'w mut dyn Write,
-    result: io::Result<()>,
+    /// Number of bytes, or what went wrong.
+    written: io::Result<u64>,
 }
 
 impl Writer<'_> {
-    fn flush(&mut self) {
-        if self.result.is_ok() {
-            self.result = self.to.write_all(&self.tail);
+    fn hand_on(&mut self, bytes: impl Buf) {
+        if let Ok(written) = self.written {
+            let count = bytes.remaining() as u64;
+            self.written = pour(bytes, self.to).map(|()| written + count);
         }
-        self.tail.clear();
+    }
+
+    fn flush(&mut self) {
+        let mut tail = std::mem::take(&mut self.tail);
+        self.hand_on(&tail[..]);
+        tail.clear();
+        self.tail = tail;
+    }
+
+    fn flush_if_long(&mut self) {
+        if self.tail.len() >= AT_ONCE {
+            self.flush();
+        }
     }
 }
 
@@ -271,33 +297,22 @@ unsafe impl BufMut for Writer<'_> {
     }
 
     fn chunk_mut(&mut self) -> &mut UninitSlice {
-        if self.tail.len() >= AT_ONCE {
-            self.flush();
-        }
+        self.flush_if_long();
         self.tail.chunk_mut()
     }
 
-    fn put<T: Buf>(&mut self, mut source: T) {
-        if source.remaining() < SPLICE {
-            if self.tail.len() >= AT_ONCE {
-                self.flush();
-            }
+    fn put<T: Buf>(&mut self, source: T) {
+        if source.remaining() >= SPLICE {
+            self.flush();
+            self.hand_on(source);
+        } else {
+            self.flush_if_long();
             self.tail.put(source);
-            return;
-        }
-        self.flush();
-        while source.has_remaining() && self.result.is_ok() {
-            let chunk = source.chunk();
-            self.result = self.to.write_all(chunk);
-            let count = chunk.len();
-            source.advance(count);
         }
     }
 
     fn put_slice(&mut self, source: &[u8]) {
-        if self.tail.len() >= AT_ONCE {
-            self.flush();
-        }
+        self.flush_if_long();
         self.tail.put_slice(source);
     }
 }

@@ -33,6 +33,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::ops::Range;
 
 use dmopt_ir::{Def, Derived, Graph, Patch, Rewriter, Safety, Storage, Tensor, ValueId};
 
@@ -132,17 +133,11 @@ pub(crate) fn hash_ends(tensor: &Tensor, hasher: &mut DefaultHasher) {
     match &tensor.storage {
         Storage::External(range) => (&range.location, range.offset, range.length).hash(hasher),
         Storage::Strings(strings) => strings.hash(hasher),
-        Storage::Derived(derived) => {
-            let mut ends = (Vec::new(), Vec::new());
-            derived.read(0..END_BYTES, &mut ends.0);
-            derived.read(derived.len().saturating_sub(END_BYTES)..derived.len(), &mut ends.1);
-            ends.0.hash(hasher);
-            ends.1.hash(hasher);
-        }
         _ => {
-            let Ok(bytes) = tensor.bytes() else { return };
-            bytes[..bytes.len().min(END_BYTES)].hash(hasher);
-            bytes[bytes.len().saturating_sub(END_BYTES)..].hash(hasher);
+            let Some(elements) = Elements::of(tensor) else { return };
+            let len = elements.len();
+            elements.read(0..END_BYTES.min(len)).hash(hasher);
+            elements.read(len.saturating_sub(END_BYTES)..len).hash(hasher);
         }
     }
 }
@@ -152,7 +147,7 @@ fn hash_all(tensor: &Tensor, hasher: &mut DefaultHasher) {
     if tensor.byte_len().is_some_and(|n| n > 2 * END_BYTES as u64)
         && let Some(elements) = Elements::of(tensor)
     {
-        (0..elements.len()).step_by(PIECE).for_each(|at| hasher.write(&elements.piece(at)));
+        elements.pieces().for_each(|piece| hasher.write(&elements.read(piece)));
     }
 }
 
@@ -167,19 +162,16 @@ pub(crate) fn same_elements(a: &Tensor, b: &Tensor) -> bool {
         (Storage::Strings(a), Storage::Strings(b)) => a == b,
         _ => {
             let (Some(a), Some(b)) = (Elements::of(a), Elements::of(b)) else { return false };
-            a.len() == b.len() && (0..a.len()).step_by(PIECE).all(|at| a.piece(at) == b.piece(at))
+            a.len() == b.len() && a.pieces().all(|piece| a.read(piece.clone()) == b.read(piece))
         }
     }
 }
 
-/// The bytes of a tensor, a piece at a time.
+/// The bytes of a tensor, as few at a time as are asked for.
 enum Elements<'t> {
     Here(Cow<'t, [u8]>),
     Derived(&'t Derived),
 }
-
-/// Bytes of a piece: a whole number of elements of any type.
-const PIECE: usize = 1 << 16;
 
 impl<'t> Elements<'t> {
     /// `None` for what is in another file, or nowhere.
@@ -198,13 +190,18 @@ impl<'t> Elements<'t> {
         }
     }
 
-    fn piece(&self, at: usize) -> Cow<'_, [u8]> {
+    fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let len = self.len();
+        (0..len).step_by(Derived::PIECE).map(move |at| at..len.min(at + Derived::PIECE))
+    }
+
+    fn read(&self, bytes: Range<usize>) -> Cow<'_, [u8]> {
         match self {
-            Elements::Here(bytes) => Cow::Borrowed(&bytes[at..bytes.len().min(at + PIECE)]),
+            Elements::Here(all) => Cow::Borrowed(&all[bytes]),
             Elements::Derived(derived) => {
-                let mut piece = Vec::new();
-                derived.read(at..at + PIECE, &mut piece);
-                Cow::Owned(piece)
+                let mut read = Vec::new();
+                derived.read(bytes, &mut read);
+                Cow::Owned(read)
             }
         }
     }

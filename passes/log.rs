@@ -63,6 +63,13 @@ pub struct Schedule {
     pub states: u64,
 }
 
+impl Schedule {
+    /// True if it is proven that no order of these operators needs less; never so of a graph with bodies.
+    pub fn is_optimal(&self) -> bool {
+        self.lower_bound_bytes.is_some_and(|bound| self.after_bytes <= bound)
+    }
+}
+
 /// Collects what one pass reports, over all rounds.
 #[derive(Debug, Default)]
 pub struct Log {

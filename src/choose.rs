@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use dmopt_ir::Model;
-use dmopt_passes::{Anchors, Outcome, PIPELINE, Site, Target};
+use dmopt_passes::{Anchors, Outcome, PIPELINE, Schedule, Site, Target};
 use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
 
 use crate::report::Arrangement;
@@ -92,8 +92,7 @@ pub(crate) fn lightest(
     }
     let promise = |outcome: &Outcome| outcome.main_schedule().map_or(0, |schedule| schedule.after_bytes);
     let promised = promise(&first.outcome);
-    let schedule = first.outcome.main_schedule();
-    let is_best = schedule.is_none_or(|schedule| schedule.lower_bound_bytes == Some(schedule.after_bytes));
+    let is_best = first.outcome.main_schedule().is_none_or(Schedule::is_optimal);
     let Some(bytes) = weigh(&first.model) else { return Ok(first) };
     let Some(before) = weigh(original) else { return Ok(first) };
     let mut measured = vec![Arrangement { operators: "in the order found".to_string(), bytes }];

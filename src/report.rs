@@ -350,7 +350,7 @@ impl From<&dmopt_passes::Schedule> for Schedule {
             in_body: schedule.in_body,
             assumed_sizes: schedule.assumed_sizes,
             lower_bound_bytes: schedule.lower_bound_bytes,
-            optimal: schedule.lower_bound_bytes.is_some_and(|bound| schedule.after_bytes <= bound),
+            optimal: schedule.is_optimal(),
         }
     }
 }

@@ -23,15 +23,16 @@ struct Block {
 
 impl Block {
     fn weight(&mut self, dims: &[u64]) -> String {
-        let name = format!("w{}", self.weights.len());
-        let dims: Vec<String> = dims.iter().map(u64::to_string).collect();
-        self.weights.push(format!("float[{}] {name}", dims.join(",")));
-        name
+        self.initializer("w", dims)
     }
 
     /// Positive numbers.
     fn positive(&mut self, dims: &[u64]) -> String {
-        let name = format!("var{}", self.weights.len());
+        self.initializer("var", dims)
+    }
+
+    fn initializer(&mut self, what: &str, dims: &[u64]) -> String {
+        let name = format!("{what}{}", self.weights.len());
         let dims: Vec<String> = dims.iter().map(u64::to_string).collect();
         self.weights.push(format!("float[{}] {name}", dims.join(",")));
         name
