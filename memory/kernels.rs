@@ -68,8 +68,8 @@ impl Kernels {
     pub(crate) fn scratch_parts(&self, graph: &Graph, op: OpId) -> Option<Scratch> {
         match self {
             Kernels::OrtCpu { version } => scratch::cpu(*version, graph, op),
-            // On CUDA, convolutions ask cuDNN for their workspace, which depends on the device.
-            Kernels::Ideal | Kernels::OrtCuda { .. } => Some(Scratch::default()),
+            Kernels::OrtCuda { .. } => scratch::cuda(graph, op),
+            Kernels::Ideal => Some(Scratch::default()),
         }
     }
 

@@ -5,19 +5,22 @@
 #   --dmopt PATH     the dmopt binary           [target/release/dmopt, built when it is not there]
 #   --ort-lib PATH   ONNX Runtime's CUDA build  [what dmopt finds by itself]
 #   --ep EP          cuda, cuda:N; cpu runs the same matrix on the processor   [cuda]
-#   --models FOLDER  where models are, or are written with `cargo xtask`       [target/gpu-models]
+#   --models FOLDER  where models are, or are written with `cargo xtask`; others in it are measured as well
+#                    [target/gpu-models]
 #   --only TEXT      only models with this in their name, as in d18-n4 or layer
 #   --runs N         timed runs of each model   [100]
+#   --jobs N         models that are optimized at a time; they are measured one by one   [1]
 #   --output FILE    where the table goes       [standard output]
 #   --dry-run        print the commands, run nothing
 #
-# Needs python3 (or the one that DMOPT_PYTHON names) to read dmopt's JSON. Each model is compared with
-# `dmopt validate`: outputs, peak of the arena, and latency with inputs and outputs on the device. Ends with the number
-# of comparisons that failed.
+# Needs python3 (or the one that DMOPT_PYTHON names) to read dmopt's JSON. Each model is optimized for each kind of
+# session on the device, and compared with `dmopt validate`: outputs, peak of the arena, and latency with inputs and
+# outputs on the device. Ends with the number of models that could not be optimized and of comparisons that failed; with
+# 5 where nothing could be run on the device.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dmopt=target/release/dmopt ort_lib="" ep=cuda models=target/gpu-models only="" runs=100 output=/dev/stdout dry=""
+dmopt=target/release/dmopt ort_lib="" ep=cuda models=target/gpu-models only="" runs=100 jobs=1 output=/dev/stdout dry=""
 while [ $# -gt 0 ]; do
     case $1 in
         --dmopt) dmopt=$2; shift 2 ;;
@@ -26,6 +29,7 @@ while [ $# -gt 0 ]; do
         --models) models=$2; shift 2 ;;
         --only) only=$2; shift 2 ;;
         --runs) runs=$2; shift 2 ;;
+        --jobs) jobs=$2; shift 2 ;;
         --output) output=$2; shift 2 ;;
         --dry-run) dry=1; shift ;;
         *) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
@@ -66,29 +70,54 @@ for streams in 2 4; do
 done
 model layer-n2-b32 layer --streams 2 --batch 32
 
+# What else is there.
+for path in "$models"/*.onnx; do
+    name=$(basename "$path" .onnx)
+    if [ -f "$path" ] && [[ $name == *"$only"* ]] && [[ " ${names[*]} " != *" $name "* ]]; then names+=("$name"); fi
+done
+
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
-failed=0
+device=(--ep "$ep" "${library[@]}")
+# Makes the result of a model for a kind of session, and keeps the exit code where there is none.
+optimize() {
+    run "$dmopt" optimize "$models/$1.onnx" "$results/$1.$2.onnx" --validate-with ort --session "$2" "${device[@]}" \
+        --quiet --report "$results/$1.$2.report.json" || echo $? >"$results/$1.$2.code"
+}
+failed=0 unable=0 all=0
+sessions=(default tuned)
 for name in "${names[@]}"; do
-    before=$models/$name.onnx after=$results/$name.opt.onnx
-    run "$dmopt" optimize "$before" "$after" --no-validate --quiet
-    for session in default tuned; do
-        command=("$dmopt" validate "$before" "$after" --runtime ort --ep "$ep" --session "$session" --runs "$runs"
-            --json "${library[@]}")
+    for session in "${sessions[@]}"; do
+        if [ -n "$dry" ]; then optimize "$name" "$session"; continue; fi
+        optimize "$name" "$session" &
+        if [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; then wait -n || true; fi
+    done
+done
+wait
+for name in "${names[@]}"; do
+    for session in "${sessions[@]}"; do
+        before=$models/$name.onnx after=$results/$name.$session.onnx
+        command=("$dmopt" validate "$before" "$after" --runtime ort --session "$session" --runs "$runs"
+            --outputs-only --json "${device[@]}")
         if [ -n "$dry" ]; then
             echo "${command[*]}"
             continue
         fi
         code=0
-        "${command[@]}" >"$results/$name.$session.json" || code=$?
+        if [ -f "$results/$name.$session.code" ]; then
+            code=$(cat "$results/$name.$session.code")
+        else
+            "${command[@]}" >"$results/$name.$session.json" || code=$?
+        fi
+        all=$((all + 1))
         if [ "$code" -ne 0 ]; then failed=$((failed + 1)); fi
+        if [ "$code" -eq 5 ]; then unable=$((unable + 1)); fi
         echo "$name, $session session: exit code $code" >&2
-        # Without a device there is nothing to go on with.
-        if [ "$code" -eq 5 ]; then exit 5; fi
+        rm -f "$after"*
     done
-    rm -f "$after"*
 done
 if [ -n "$dry" ]; then exit 0; fi
+if [ "$unable" -eq "$all" ]; then exit 5; fi
 
 gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)
 "$python" - "$results" "$ep" "${gpu:-no GPU}" "$runs" "${names[@]}" >"$output" <<'PY'
@@ -112,14 +141,17 @@ for name in names:
     for session in ("default", "tuned"):
         path = os.path.join(folder, f"{name}.{session}.json")
         if not os.path.exists(path) or not os.path.getsize(path):
-            rows.append([name, session, "failed"] + [""] * 8)
+            rows.append([name, session, "failed"] + [""] * 9)
             continue
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
         runtime = found["runtime"]["name"]
         outputs, memory, latency = found["outputs"], found["memory"], found["latency"]
         rel = outputs["max_rel"]
+        with open(os.path.join(folder, f"{name}.{session}.report.json"), encoding="utf-8") as file:
+            predicted = json.load(file)["peak"]["predicted"]
         row = [name, session, outputs["status"] + ("" if rel is None else f", {rel:.1e}")]
+        row.append(" / ".join(megabytes(predicted[f"{side}_bytes"]) for side in ("before", "after")))
         if memory is None:
             row += [found["memory_reason"]] + [""] * 3
         else:
@@ -138,7 +170,7 @@ for name in names:
 
 print(f"GPU and driver: {gpu}. Runtime: {runtime}, {ep}. Pairs are original / optimized.")
 print(f"Command: `scripts/gpu_validate.sh --ep {ep} --runs {runs}`\n")
-head = ["model", "session", "outputs, max rel", "peak MB", "ratio", "arena held MB", "process MB"]
+head = ["model", "session", "outputs, max rel", "predicted MB", "peak MB", "ratio", "arena held MB", "process MB"]
 head += ["median ms", "ratio (quartiles)", "nodes not on the device"]
 print("| " + " | ".join(head) + " |")
 print("|" + "---|" * len(head))

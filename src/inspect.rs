@@ -69,7 +69,7 @@ pub struct Value {
 pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
     let mut model = source.model()?;
     ir::infer::infer_graph(&mut model.graph);
-    let open = OpenSizes::of(&model.graph, sizes)
+    let open = OpenSizes::of(&model.graph, sizes, memory::ort::Settings::default().kernels)
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
     // The sites are those that the passes find in a copy that goes nowhere, whatever its order.
     let skip = ORDER.map(String::from).to_vec();

@@ -169,7 +169,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     ir::infer::infer_graph(&mut original.graph);
     let lacking = room::lacking(&original.graph, &options.sizes);
     let found = found.map(|found| lacking.map_or(found, runtimes::Found::refuse));
-    let open = report::OpenSizes::of(&original.graph, &options.sizes)
+    let open = report::OpenSizes::of(&original.graph, &options.sizes, options.target.kernels())
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
 
     let mut model = original.clone();
@@ -195,7 +195,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         runtimes::suits(&source.name, &original, ort)?;
         runtimes::suits(&format!("the result of {}", source.name), &model, ort)?;
     }
-    check.tolerance = tolerance::of(&original, &outcome);
+    check.tolerance = tolerance::of(&original, &outcome, options.runtimes.ep);
 
     say(Stage::Write);
     // Types that were inferred on the way are no reason to write another file than came in.

@@ -417,14 +417,22 @@ impl Validation {
     }
 }
 
-/// True if a value is of half precision, for which most kernels of the processor are missing.
-pub(crate) fn computes_in_half(graph: &Graph) -> bool {
+/// True if a value is of half precision, for which most kernels of the processor are missing, and ONNX Runtime adds casts.
+pub(crate) fn is_cast(graph: &Graph, kernels: memory::Kernels) -> bool {
     let halves = [DType::F16, DType::BF16];
-    graph.values().any(|v| graph.tensor_type(v).is_some_and(|ty| halves.contains(&ty.dtype)))
+    let computes_in_half =
+        || graph.values().any(|v| graph.tensor_type(v).is_some_and(|ty| halves.contains(&ty.dtype)));
+    matches!(kernels, memory::Kernels::OrtCpu { .. }) && computes_in_half()
 }
 
-/// What predictions are for: the default of [`memory::ort::Settings`].
-pub const PLANNED_FOR: &str = "onnxruntime 1.32, cpu";
+/// Whose plan a prediction is, as reports write it.
+pub fn planned_for(kernels: memory::Kernels) -> String {
+    match kernels {
+        memory::Kernels::Ideal => "ideal kernels".to_string(),
+        memory::Kernels::OrtCpu { version: (major, minor) } => format!("onnxruntime {major}.{minor}, cpu"),
+        memory::Kernels::OrtCuda { version: (major, minor) } => format!("onnxruntime {major}.{minor}, cuda"),
+    }
+}
 
 /// The sizes that inputs of a run can have; those of values inside, which come about in the run, are for plans alone.
 pub(crate) fn pins(graph: &Graph, given: &Sizes) -> Pins {
@@ -440,9 +448,10 @@ fn dim_of(graph: &Graph, unknown: &memory::Unknown) -> Option<String> {
     graph.open_dims_of(value).next().map(|(_, name)| name)
 }
 
-/// The open dimensions of a model's inputs, and what the caller says about them.
+/// The open dimensions of a model's inputs, what the caller says about them, and whose kernels will run it.
 pub(crate) struct OpenSizes {
     given: Sizes,
+    kernels: memory::Kernels,
     /// The sizes, when the caller fixes all of them or none is open.
     fixed: Option<BTreeMap<String, u64>>,
     /// Names of those that stay open.
@@ -454,7 +463,7 @@ pub(crate) struct OpenSizes {
 impl OpenSizes {
     /// # Errors
     /// The given sizes contradict the graph: a sentence.
-    pub(crate) fn of(graph: &Graph, given: &Sizes) -> Result<OpenSizes, String> {
+    pub(crate) fn of(graph: &Graph, given: &Sizes, kernels: memory::Kernels) -> Result<OpenSizes, String> {
         let required = graph
             .inputs()
             .iter()
@@ -472,7 +481,7 @@ impl OpenSizes {
         } else {
             (first.keys().filter(|name| !given.dims.contains_key(*name)).cloned().collect(), None)
         };
-        Ok(OpenSizes { given: given.clone(), fixed, open, first })
+        Ok(OpenSizes { given: given.clone(), kernels, fixed, open, first })
     }
 
     /// With the sizes that the caller fixes, else those of the first validation run.
@@ -487,7 +496,7 @@ impl OpenSizes {
         let peak = |model: &Model| self.peak(&model.graph, dims.as_ref());
         let (before, after) = (peak(original), peak(model));
         Predicted {
-            runtime: PLANNED_FOR.to_string(),
+            runtime: planned_for(self.kernels),
             reason: before.as_ref().err().or(after.as_ref().err()).cloned(),
             before_bytes: before.ok(),
             after_bytes: after.ok(),
@@ -500,13 +509,9 @@ impl OpenSizes {
         self.sizes(Some(&self.first))
     }
 
-    /// The peak of a first run with these kernels, in bytes; `None` where it is not known.
-    pub(crate) fn first_peak(&self, graph: &Graph, kernels: memory::Kernels) -> Option<u64> {
-        if computes_in_half(graph) {
-            return None;
-        }
-        let settings = memory::ort::Settings { sizes: self.first_sizes(), kernels, ..Default::default() };
-        memory::ort::plan(graph, &settings).ok().map(|plan| plan.first_run.peak_bytes)
+    /// The peak of a first run, in bytes; `None` where it is not known.
+    pub(crate) fn first_peak(&self, graph: &Graph) -> Option<u64> {
+        self.peak(graph, Some(&self.first)).ok()
     }
 
     /// The peak of one run in ONNX Runtime, in bytes, with the sizes that the caller fixes, or these.
@@ -514,7 +519,7 @@ impl OpenSizes {
     /// # Errors
     /// Why it is not known: a sentence.
     pub(crate) fn peak(&self, graph: &Graph, dims: Option<&BTreeMap<String, u64>>) -> Result<u64, String> {
-        if computes_in_half(graph) {
+        if is_cast(graph, self.kernels) {
             let casts = "ONNX Runtime adds casts around half-precision kernels, which the plan does not know";
             return Err(casts.to_string());
         }
@@ -530,7 +535,8 @@ impl OpenSizes {
         graph: &Graph,
         dims: Option<&BTreeMap<String, u64>>,
     ) -> Result<memory::ort::Plan, String> {
-        let settings = memory::ort::Settings { sizes: self.sizes(dims), ..Default::default() };
+        let settings =
+            memory::ort::Settings { sizes: self.sizes(dims), kernels: self.kernels, ..Default::default() };
         memory::ort::plan(graph, &settings).map_err(|unknown| self.explain(graph, &unknown))
     }
 

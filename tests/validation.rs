@@ -457,6 +457,8 @@ fn the_gpu_script_measures_every_model_in_both_sessions_on_cuda() {
     let compared: Vec<&str> = lines.lines().filter(|line| line.contains(" validate ")).collect();
     assert_eq!(compared.len(), 10, "{lines}");
     assert!(compared.iter().all(|line| line.contains("--ep cuda") && line.ends_with("--ort-lib lib.so")));
+    let made = lines.lines().filter(|line| line.contains(" optimize ") && line.contains("--ep cuda"));
+    assert_eq!(made.count(), 10, "{lines}");
     for part in ["d18-n2-b4", "d18-n2-b32", "d18-n4-b4", "d18-n4-b32", "layer-n2-b32"] {
         assert_eq!(
             compared.iter().filter(|line| line.contains(&format!("{part}.onnx"))).count(),
@@ -487,8 +489,21 @@ fn the_gpu_script_writes_a_table_where_there_is_a_device_and_stops_where_there_i
     let text = fs::read_to_string(&table).unwrap();
     let rows: Vec<&str> = text.lines().filter(|line| line.contains("| passed, ")).collect();
     assert_eq!(rows.len(), 2, "{text}");
-    assert!(rows.iter().all(|row| row.matches(" / ").count() == 5), "{text}");
+    assert!(rows.iter().all(|row| row.matches(" / ").count() == 6), "{text}");
     assert_eq!(run("cuda").status.code(), Some(5));
+}
+
+#[test]
+fn the_script_for_operators_measures_what_is_predicted() {
+    let (Some(ort), Some(python)) = (ort(), std::env::var_os("DMOPT_PYTHON")) else { return };
+    let mut script = std::process::Command::new(python);
+    script.arg("scripts/gpu_operators.py").args(["--ep", "cpu", "--dmopt", env!("CARGO_BIN_EXE_dmopt")]);
+    script.args(["--only", "Relu,Add,MaxPool", "--jobs", "1"]).args(ort.split(' '));
+    let done = script.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let table = String::from_utf8(done.stdout).unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.ends_with("| 0 |  | 0 |")).collect();
+    assert_eq!(rows.len(), 4, "{table}");
 }
 
 /// The example in a page of the documentation has the fields of a real report, no more and no fewer.

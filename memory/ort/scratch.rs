@@ -1,6 +1,7 @@
-//! What ONNX Runtime's kernels for the processor allocate while they run, with one thread.
+//! What ONNX Runtime's kernels allocate while they run: those for the processor, with one thread, and those for CUDA.
 //!
-//! Sources: the kernels in `core/providers/cpu` and `contrib_ops/cpu`, and what the counting allocator saw of them.
+//! Sources: the kernels in `core/providers/{cpu,cuda}` and `contrib_ops/cpu`, and what the counting allocator saw of them,
+//! on CUDA the statistics of the arena (docs/gpu.md).
 //! Memory that kernels take from the C++ heap (`std::vector`) never comes through an allocator of the session and is
 //! not counted anywhere.
 
@@ -38,6 +39,19 @@ pub(crate) fn cpu(version: (u32, u32), graph: &Graph, id: OpId) -> Option<Scratc
         ("" | "ai.onnx", "LRN") => call.local_response(),
         // contrib_ops/cpu/bert/bias_gelu.cc: the sum before the function.
         ("com.microsoft", "BiasGelu") => call.bytes(op.output(0)),
+        _ => Some(0),
+    };
+    Some(Scratch { before: 0, beside: beside? })
+}
+
+/// The same on CUDA. What convolutions ask cuDNN for depends on the device and is not in here.
+pub(crate) fn cuda(graph: &Graph, id: OpId) -> Option<Scratch> {
+    let op = graph.op(id);
+    let call = Call { graph, op };
+    let beside = match (op.domain.as_str(), op.op_type.as_str()) {
+        // cuda/math/softmax.cc.
+        ("" | "ai.onnx", "Softmax" | "LogSoftmax") => call.softmax(),
+        ("" | "ai.onnx", name) if name.starts_with("Reduce") || name.starts_with("Arg") => call.reduction(),
         _ => Some(0),
     };
     Some(Scratch { before: 0, beside: beside? })
@@ -93,6 +107,46 @@ impl Call<'_> {
                 Scratch { before: scratch.before.max(scratch.beside.saturating_add(next)), beside: next };
         }
         Some(scratch)
+    }
+
+    /// Reductions on CUDA (`cuda/reduction/reduction_ops.cc`): cuDNN works in a buffer as large as the operand, for a sum of
+    /// squares or of exponentials beside a tensor of those. Sums over the first or the last axes alone have a kernel of
+    /// ONNX Runtime's own, and so has the largest element along the last axis. As measured for float32; other types are
+    /// left out.
+    fn reduction(&self) -> Option<u64> {
+        let operand = self.bytes(self.op.input(0))?;
+        if self.dtype(self.op.input(0)) != Some(DType::F32) {
+            return Some(0);
+        }
+        let result = |width: u64| Some(product(&self.dims(self.op.output(0))?).saturating_mul(width));
+        Some(match self.op.op_type.as_str() {
+            "ReduceMean" | "ReduceSum" if self.reduces_one_side() => 0,
+            "ReduceLogSumExp" => operand.saturating_mul(2).saturating_add(result(4)?),
+            "ReduceSumSquare" => operand.saturating_mul(2),
+            "ArgMax" | "ArgMin" if self.reduces_one_side() => 0,
+            "ArgMax" | "ArgMin" => operand.saturating_mul(2).saturating_add(result(8)?),
+            _ => operand,
+        })
+    }
+
+    /// True if the axes that are reduced are the first ones or the last ones; of `ArgMax` the last one.
+    fn reduces_one_side(&self) -> bool {
+        let (op, graph) = (self.op, self.graph);
+        let Some(rank) = op.input(0).and_then(|x| graph.tensor_type(x)?.rank()) else { return false };
+        let place = |axis: i64| if axis < 0 { axis + rank as i64 } else { axis };
+        if op.op_type.starts_with("Arg") {
+            return place(op.int("axis").unwrap_or(0)) == rank as i64 - 1;
+        }
+        let axes = match (op.ints("axes"), op.input(1)) {
+            (Some(axes), _) => axes.to_vec(),
+            (None, Some(axes)) => match graph.constant(axes).and_then(|axes| axes.to_i64().ok()) {
+                Some(axes) => axes,
+                None => return false,
+            },
+            (None, None) => Vec::new(),
+        };
+        let gone: Vec<bool> = (0..rank as i64).map(|axis| axes.iter().any(|&a| place(a) == axis)).collect();
+        gone.is_sorted() || gone.is_sorted_by(|a, b| a >= b)
     }
 
     /// `Where` (`tensor/where_op.cc`): what the condition leaves of either operand, each of the shape of the two.
@@ -191,4 +245,44 @@ impl Call<'_> {
 
 fn product(dims: &[u64]) -> u64 {
     dims.iter().fold(1, |n, &dim| n.saturating_mul(dim))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dmopt_ir::infer::infer_graph;
+    use dmopt_ir::text::{default_opsets, parse_graph};
+
+    /// What an operator on 2x3x5 float32 elements (120 bytes) needs beside on CUDA.
+    fn on_cuda(op: &str) -> u64 {
+        let text = format!("g (float[2,3,5] x) => (y) {{ y = {op} }}");
+        let mut graph = parse_graph(&text, default_opsets()).unwrap();
+        infer_graph(&mut graph);
+        let op = graph.ops().next().unwrap();
+        cuda(&graph, op).unwrap().beside
+    }
+
+    #[test]
+    fn sums_over_outer_axes_need_nothing_on_cuda_and_other_reductions_a_copy() {
+        for (op, bytes) in [
+            ("ReduceSum(x)", 0),
+            ("ReduceMean<axes = [0]>(x)", 0),
+            ("ReduceMean<axes = [-1, -2]>(x)", 0),
+            ("ReduceMean<axes = [1]>(x)", 120),
+            ("ReduceMean<axes = [0, 2]>(x)", 120),
+            ("ReduceMax<axes = [2]>(x)", 120),
+            ("ReduceSumSquare<axes = [1]>(x)", 240),
+            ("ReduceLogSumExp<axes = [1]>(x)", 280),
+            ("ArgMax<axis = -1>(x)", 0),
+            ("ArgMax<axis = 1>(x)", 320),
+            ("Relu(x)", 0),
+        ] {
+            assert_eq!(on_cuda(op), bytes, "{op}");
+        }
+    }
+
+    #[test]
+    fn a_softmax_along_another_axis_than_the_last_is_brought_there_and_back_on_cuda() {
+        assert_eq!(["Softmax<axis = 2>(x)", "Softmax<axis = 1>(x)"].map(on_cuda), [0, 240]);
+    }
 }

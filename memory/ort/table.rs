@@ -2,7 +2,7 @@
 //!
 //! Sources: the `KernelDefBuilder` calls `Alias` and `MayInplace` in `core/providers/{cpu,cuda}` and
 //! `contrib_ops/{cpu,cuda}`. What is said of the processor is measured as well, by the law of this crate's tests; of
-//! CUDA it is read alone.
+//! CUDA it was measured once, operator by operator (`scripts/gpu_operators.py`, docs/gpu.md).
 
 use std::ops::Range;
 
@@ -73,8 +73,10 @@ fn rule(kernels: Kernels, graph: &Graph, op: &Op) -> Option<Rule> {
         ("", "Shrink" | "Trilu") => first,
         // cuda/tensor/scatter_nd.cc.
         ("", "ScatterND") if on_cuda => first,
-        // cuda/tensor/gelu.cc, contrib_ops/cuda/{activation,bert}; none on the processor.
-        ("", "Gelu") | ("com.microsoft", "Gelu" | "QuickGelu" | "BiasGelu" | "FastGelu") if on_cuda => first,
+        // cuda/tensor/gelu.cc, contrib_ops/cuda/activation; none on the processor.
+        ("", "Gelu") | ("com.microsoft", "Gelu" | "QuickGelu") if on_cuda => first,
+        // As 1.31 was measured on CUDA; older versions, like the processor, run it as the operators that define it.
+        ("", "HardSwish") if on_cuda && version >= (1, 31) => first,
         // contrib_ops/cpu/fused_conv.cc: the operand that is added, since 1.24.
         ("com.microsoft", "FusedConv") if !on_cuda && version >= (1, 24) => Rule::InPlace(3..4),
         ("com.microsoft", "FusedConv" | "Gelu" | "QuickGelu" | "BiasGelu" | "FastGelu") => Rule::Fresh,

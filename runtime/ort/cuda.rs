@@ -5,9 +5,10 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Library;
-use crate::settings::CUDA;
+use crate::settings::{CUDA, Ep};
 
 /// An NVIDIA driver that works.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +68,18 @@ pub fn driver() -> Result<Driver, String> {
     }
 }
 
+/// Held by the session that runs on a device. cuDNN captures streams while it plans convolutions, and as long as it does,
+/// ONNX Runtime cannot wait for the device in another thread: "operation not permitted when stream is capturing".
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits until no other session runs on a device, and keeps others from it; at once for the processor.
+pub(super) fn turn(ep: Ep) -> Option<MutexGuard<'static, ()>> {
+    match ep {
+        Ep::Cpu => None,
+        Ep::Cuda { .. } => Some(TURN.lock().unwrap_or_else(PoisonError::into_inner)),
+    }
+}
+
 /// Whether a library can use a device.
 ///
 /// # Errors
@@ -88,6 +101,15 @@ pub fn usable(library: &Library, driver: &Result<Driver, String>, device: i32) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sessions_take_turns_on_a_device_and_nowhere_else() {
+        let first = turn(Ep::Cuda { device: 0 });
+        assert!(first.is_some() && TURN.try_lock().is_err());
+        assert!(turn(Ep::Cpu).is_none());
+        drop(first);
+        assert!(turn(Ep::Cuda { device: 1 }).is_some());
+    }
 
     #[test]
     fn what_is_missing_is_named_provider_first_then_driver_then_device() {

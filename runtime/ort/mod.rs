@@ -258,6 +258,7 @@ impl Session for OrtSession {
 
     /// On CUDA the model runs twice: once for the outputs, once timed, with inputs and outputs on the device.
     fn run(&mut self, inputs: &[Named]) -> Result<Outputs, RuntimeError> {
+        let _turn = cuda::turn(self.ep);
         let inputs = self.inputs(inputs)?;
         let start = Instant::now();
         let outputs = run(&mut self.raw, &inputs)?;

@@ -183,7 +183,7 @@ impl<'a> Case<'a> {
         inputs: Option<&Path>,
     ) -> Result<Case<'a>, Error> {
         ir::infer::infer_graph(&mut model.graph);
-        let open = OpenSizes::of(&model.graph, &options.sizes)
+        let open = OpenSizes::of(&model.graph, &options.sizes, options.target.kernels())
             .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
         let given = inputs.map(|path| validation::given(path, &model.graph)).transpose()?.unwrap_or_default();
         let check = runtime::Options {
@@ -214,7 +214,7 @@ impl<'a> Case<'a> {
 
     /// The predicted peak at the sizes of a first run, in bytes.
     fn peak(&self, model: &Model) -> Option<u64> {
-        self.open.first_peak(&model.graph, self.options.target.kernels())
+        self.open.first_peak(&model.graph)
     }
 
     /// What is wrong with a result, looking for anything or for this alone.
@@ -248,7 +248,10 @@ impl<'a> Case<'a> {
         let bytes: Bytes = onnx::encode(&proto).concat().into();
         let (ours, theirs) =
             (self.source.file(), ModelFile { bytes, folder: Some(self.source.folder.clone()) });
-        let check = runtime::Options { tolerance: tolerance::of(&self.model, outcome), ..self.check.clone() };
+        let check = runtime::Options {
+            tolerance: tolerance::of(&self.model, outcome, self.options.runtimes.ep),
+            ..self.check.clone()
+        };
         let validations = proof::judge_all(
             self.found,
             Side { file: &ours, graph: &self.model.graph },

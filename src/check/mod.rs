@@ -205,12 +205,10 @@ impl Report {
 pub fn survey(source: &Source, own: &[&'static dyn Pass], options: &Options) -> Result<Entry, Error> {
     let mut original = source.complete_model()?;
     ir::infer::infer_graph(&mut original.graph);
-    let open = OpenSizes::of(&original.graph, &options.sizes)
-        .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
     let targets = if options.targets.is_empty() { TARGETS } else { &options.targets };
     let mut made = BTreeMap::new();
     for &target in targets {
-        made.insert(target.name().to_string(), make(source, &original, &open, target, own, options)?);
+        made.insert(target.name().to_string(), make(source, &original, target, own, options)?);
     }
     Ok(Entry { content: sha256(&source.bytes), data: external(source)?, targets: made })
 }
@@ -218,11 +216,12 @@ pub fn survey(source: &Source, own: &[&'static dyn Pass], options: &Options) -> 
 fn make(
     source: &Source,
     original: &ir::Model,
-    open: &OpenSizes,
     target: Target,
     own: &[&'static dyn Pass],
     options: &Options,
 ) -> Result<Made, Error> {
+    let open = OpenSizes::of(&original.graph, &options.sizes, target.kernels())
+        .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
     let mut model = original.clone();
     let choices = crate::Options {
         skip: options.skip.clone(),
@@ -235,7 +234,7 @@ fn make(
     let outcome = rewrite(&mut model, source, &choices)?;
     // The file holds signed numbers.
     let number = |bytes: u64| bytes.min(i64::MAX as u64);
-    let peak = |model: &ir::Model| open.first_peak(&model.graph, target.kernels()).map(number);
+    let peak = |model: &ir::Model| open.first_peak(&model.graph).map(number);
     let rewrites = outcome.passes.iter().filter(|pass| pass.rewrites > 0);
     Ok(Made {
         structure: model_digest(&model).to_string(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dmopt::bisect::{Bisection, Given, Trial, bisect};
-use dmopt::{Options, With, passes};
+use dmopt::{Options, With};
 
 use super::optimize::{For, Where};
 use super::table::{BAD, GOOD, HEAD};
@@ -34,9 +34,9 @@ pub struct Bisect {
     /// Inputs: a NumPy archive with an array per input, or a folder of ONNX test data [default: random]
     #[arg(long, value_name = "FILE.npz|DIR", conflicts_with_all = ["seed", "dim", "input_shape"])]
     inputs: Option<PathBuf>,
-    /// What the result is for
-    #[arg(long, value_enum, value_name = "NAME", default_value_t = For::Portable)]
-    target: For,
+    /// What the result is for [default: portable; ort-cuda with --ep cuda]
+    #[arg(long, value_enum, value_name = "NAME")]
+    target: Option<For>,
     #[command(flatten)]
     passes: PassArgs,
     /// Where the models run [default: both as far as they are there]
@@ -66,7 +66,7 @@ impl Bisect {
             exact: self.passes.edits.exact,
             sizes: self.sizes.sizes(),
             seed: self.seed,
-            target: passes::Target::from(self.target),
+            target: self.target.unwrap_or(For::run_on(self.ort.ep)).into(),
             runtimes: self.ort.runtimes(self.validate_with.map_or(With::Available, With::from)),
             ..Options::default()
         };

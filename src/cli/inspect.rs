@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dmopt::Inspection;
-use dmopt::report::PLANNED_FOR;
+use dmopt::report::planned_for;
 
 use super::bytes;
 use super::units::{count, plural};
@@ -97,7 +97,11 @@ fn sites(text: &mut String, found: &Inspection) {
 }
 
 fn peak(text: &mut String, found: &Inspection) {
-    let _ = writeln!(text, "\n{HEAD}predicted peak{HEAD:#} ({PLANNED_FOR})");
+    let _ = writeln!(
+        text,
+        "\n{HEAD}predicted peak{HEAD:#} ({})",
+        planned_for(dmopt::memory::ort::Settings::default().kernels)
+    );
     match (found.peak_bytes, &found.peak_reason) {
         (Some(peak), _) => {
             let _ = writeln!(text, "  {} in {}", bytes(peak), plural(found.peak_values.len(), "value"));

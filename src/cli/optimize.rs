@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use dmopt::html_report::Content;
 use dmopt::ir::infer::infer_graph;
 use dmopt::ir::{Model, text};
+use dmopt::runtime::Ep;
 use dmopt::{Anchors, MemoryOptions, MemoryReport, Options, Report, Source, Stage, Target, Validate, With};
 use dmopt::{passes, triton};
 
@@ -41,9 +42,9 @@ pub struct Optimize {
     #[arg(long, value_name = "SUFFIX", requires = "in_place", num_args = 0..=1, require_equals = true,
         default_missing_value = ".bak", value_parser = suffix)]
     backup: Option<String>,
-    /// What the result is for
-    #[arg(long, value_enum, default_value_t = For::Portable)]
-    target: For,
+    /// What the result is for [default: portable; ort-cuda with --ep cuda]
+    #[arg(long, value_enum)]
+    target: Option<For>,
     #[command(flatten)]
     passes: PassArgs,
     /// How ONNX Runtime, which does not follow the file, is made to run operators in the order found
@@ -125,6 +126,16 @@ pub enum For {
     OrtCpu,
     /// ONNX Runtime on CUDA
     OrtCuda,
+}
+
+impl For {
+    /// What a result is for that is tried on this provider, where nobody says.
+    pub fn run_on(ep: Ep) -> For {
+        match ep {
+            Ep::Cpu => For::Portable,
+            Ep::Cuda { .. } => For::OrtCuda,
+        }
+    }
 }
 
 impl From<For> for passes::Target {
@@ -225,7 +236,7 @@ impl Optimize {
             stop_after: self.stop_after,
             verify: self.verify,
             sizes: self.sizes.sizes(),
-            target: self.target.into(),
+            target: self.target(),
             budget_bytes: self.budget_bytes,
             max_flops_ratio: Some(self.max_flops_ratio),
             split_hidden: self.split_hidden,
@@ -271,6 +282,10 @@ impl Optimize {
             stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
         }
         Ok(())
+    }
+
+    fn target(&self) -> passes::Target {
+        self.target.unwrap_or(For::run_on(self.ort.ep)).into()
     }
 
     /// What there is to do for Triton, once the model is in its place; its folder is made.
@@ -361,7 +376,7 @@ impl Optimize {
         let mut sizes = self.sizes.sizes();
         sizes.dims.extend(report.peak.predicted.sizes.clone());
         let options = MemoryOptions {
-            kernels: passes::Target::from(self.target).kernels(),
+            kernels: self.target().kernels(),
             session: self.ort.session.into(),
             sizes,
             ..MemoryOptions::default()

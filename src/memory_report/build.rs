@@ -8,7 +8,7 @@ use super::expression::Expression;
 use super::{At, Buffer, Live, MemoryOptions, MemoryReport, SCHEMA, State, Step, Why};
 use crate::memory::ort::{self, Patterned, Settings, Timeline};
 use crate::memory::{Found, Kernels, Scheduling, Unknown, liveness, search};
-use crate::report::{OpenSizes, computes_in_half};
+use crate::report::{OpenSizes, is_cast};
 use crate::units::plural;
 use crate::{Error, Facts, Source, ir};
 use dmopt_runtime::SessionKind;
@@ -22,7 +22,7 @@ pub fn memory_report(source: &Source, options: &MemoryOptions) -> Result<MemoryR
     let mut model = source.model()?;
     ir::infer::infer_graph(&mut model.graph);
     let fail = |reason| Error::Sizes { file: source.name.clone(), reason };
-    let open = OpenSizes::of(&model.graph, &options.sizes).map_err(fail)?;
+    let open = OpenSizes::of(&model.graph, &options.sizes, options.kernels).map_err(fail)?;
     let sizes = open.sizes(None);
     let sized = model.graph.with_sizes(&sizes);
     let settings = Settings { kernels: options.kernels, sizes, ..Settings::default() };
@@ -121,8 +121,8 @@ impl Planned {
         }
         if let Kernels::OrtCuda { .. } = options.kernels {
             note(
-                "what convolutions ask cuDNN for depends on the device and is not counted; the plan for CUDA is read \
-                 from sources, not measured",
+                "what convolutions, and reductions over some axes, ask cuDNN for depends on the device and is not \
+                 counted",
             );
         }
         if let Some(again) = self.patterned.filter(|p| p.first_peak_bytes != self.run.peak_bytes) {
@@ -131,7 +131,7 @@ impl Planned {
                 "bodies that run again in the first run use their pattern already: {bytes} bytes at most"
             ));
         }
-        if matches!(options.kernels, Kernels::OrtCpu { .. }) && computes_in_half(graph) {
+        if is_cast(graph, options.kernels) {
             note(
                 "ONNX Runtime puts casts around what its processor kernels do not compute in half precision; the plan \
                  does not know them",
