@@ -88,10 +88,18 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     driver.take(&offers, &chosen.taken, model)?;
     outcome.offers = chosen;
     driver.rest(&early, model)?;
-    for pass in of(Stage::Lowering) {
-        driver.run(pass, model)?;
+    let lowering: Vec<&'static dyn Pass> = of(Stage::Lowering).collect();
+    for _ in 0..MAX_ROUNDS {
+        let before = driver.edits;
+        for pass in &lowering {
+            driver.run(*pass, model)?;
+        }
+        driver.rest(&repeated, model)?;
+        // What was folded since may leave more to lower.
+        if lowering.is_empty() || driver.edits == before {
+            break;
+        }
     }
-    driver.rest(&repeated, model)?;
     for pass in of(Stage::Final) {
         driver.run(pass, model)?;
     }
@@ -217,7 +225,7 @@ impl Driver<'_> {
             // What was folded or dropped may tell a shape that was not known before.
             infer::infer_graph(&mut model.graph);
         }
-        if applied == 0 || pass.settles() {
+        if applied == 0 || pass.settles(log) {
             self.quiet_at.insert(pass.name(), self.edits);
         }
         match &self.baseline {

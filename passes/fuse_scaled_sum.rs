@@ -270,11 +270,12 @@ pub(crate) fn combination_at(graph: &Graph, finder: &Finder<'_>, root: OpId) -> 
     if !combination.is_mixing(graph) {
         return None;
     }
-    // The same operators in a chain are no gain if there are more of them.
+    // The same operators in a chain are no gain if there are more of them; a nested sum is one all the same, or the sums
+    // within it would be taken apart.
     if combination.form <= Form::Mean {
         let before: usize = combination.ops.iter().map(|&op| steps(graph, op)).sum();
         let after = replacement(graph, root, &combination).ok()?.steps;
-        if after > before {
+        if after > before && stands_nested(graph, root, &combination, before).is_none() {
             return None;
         }
     }

@@ -77,8 +77,9 @@ pub trait Pass: Sync {
     /// The furthest that any of its edits may change results.
     fn safety(&self) -> Safety;
 
-    /// True if one run does all that there is to do: right after it, another would find nothing.
-    fn settles(&self) -> bool {
+    /// True if another run right after one that edited need not be tried; `log` has what was reported so far.
+    fn settles(&self, log: &Log) -> bool {
+        let _ = log;
         false
     }
 

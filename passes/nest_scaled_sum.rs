@@ -154,10 +154,10 @@ fn nested(graph: &Graph, root: OpId, combination: &Combination) -> Result<Expr, 
     if !result.is_some_and(|result| result.same_shape(ty)) {
         return Err(Miss::NoMatch);
     }
+    // What comes back out of a nested sum is as large as the largest constant in it.
     let constant = |array: &Array| {
-        let tensor =
-            array.tensor(ty.dtype).ok_or_else(|| Miss::refused("a constant does not fit its type"))?;
-        Ok(Expr::Constant(tensor))
+        let tensor = array.least(ty.dtype).and_then(|least| least.tensor(ty.dtype));
+        Ok(Expr::Constant(tensor.ok_or_else(|| Miss::refused("a constant does not fit its type"))?))
     };
     let times = |acc: Expr, by: &Array| match by.data.iter().all(|&s| s == 1.0) {
         true => Ok(acc),
@@ -323,6 +323,18 @@ mod tests {
         let products = "m = Mul(x, a) n = Mul(y, b) p = Add(m, n) o = Mul(v, c) z = Add(p, o)";
         let products = model(X, "float a = {24}, float b = {12}, float c = {-4}", products);
         check_for(Target::OrtCpu, FUSE, &text, &products);
+    }
+
+    #[test]
+    fn what_is_nested_stays_so_with_constants_of_several_sizes_and_where_a_chain_is_longer() {
+        let sizes = "float a = {2}, float[2,1,1] b = {3, 5}, float[2,1,1] c = {4, 7}";
+        let body = "m = Mul(x, a) n = Add(m, y) o = Mul(n, b) p = Add(o, v) z = Mul(p, c)";
+        left_alone_for(Target::Portable, FUSE, &model(X, sizes, body));
+        // A chain would scale five terms instead of three sums.
+        let body = "m = Mul(x, a) n = Add(m, y) o = Mul(n, b) p = Add(o, v) q = Exp(x) r = Add(p, q)
+            s = Exp(y) t = Add(r, s) z = Mul(t, c)";
+        let text = model(X, "float a = {2}, float b = {3}, float c = {4}", body);
+        left_alone_for(Target::Portable, FUSE, &text);
     }
 
     #[test]

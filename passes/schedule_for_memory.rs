@@ -40,7 +40,7 @@
 use dmopt_ir::{OpId, Patch, Rewriter, Safety};
 use dmopt_memory::{Found, Limits, Scheduling, Unknown, Weight, polish, search};
 
-use crate::log::Schedule;
+use crate::log::{Log, Schedule};
 use crate::planning::Sized;
 use crate::{Context, Pass, operators, order_of};
 
@@ -60,8 +60,10 @@ impl Pass for ScheduleForMemory {
         Safety::Exact
     }
 
-    fn settles(&self) -> bool {
-        true
+    /// From the order found, moving operators around the peak of the runtime's plan may go on; where the search was long,
+    /// that is not worth another one.
+    fn settles(&self, log: &Log) -> bool {
+        log.schedules.iter().all(|found| found.is_optimal() || found.states > LONG)
     }
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
@@ -88,6 +90,9 @@ struct Effort {
     /// Operators whose place in the runtime's plan may be computed to change what the search found.
     planned: usize,
 }
+
+/// More sets of operators than a search looks at that ends at once.
+const LONG: u64 = 10_000;
 
 /// For the order that stays: a second or two, mostly far less.
 const THOROUGH: Effort = Effort { search: Limits { states: 100_000, steps: 20_000_000 }, planned: 300_000 };

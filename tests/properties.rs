@@ -1,5 +1,5 @@
 //! What holds for every model, tried on random ones: combinations keep their value, graphs stay sound, and a second
-//! run finds nothing to do.
+//! run finds nothing to do, or what needs less.
 //!
 //! A failure prints its seed; `arbtest(..).seed(..)` runs it again.
 
@@ -13,7 +13,7 @@ use dmopt_ir::text::print_model;
 use dmopt_ir::{Graph, Model, OpId, Safety, verify_model};
 use dmopt_onnx::schema::ModelProto;
 use dmopt_onnx::{ExportOptions, Folder};
-use dmopt_passes::{Options, Outcome, PIPELINE, Planning, Target};
+use dmopt_passes::{Options, Outcome, PIPELINE, Planning, Stage, Target};
 
 /// Milliseconds for each property.
 const BUDGET: u64 = 2_000;
@@ -124,20 +124,27 @@ fn all_passes_together_repeat_no_convolution_and_no_name() {
     .budget_ms(BUDGET);
 }
 
+/// The search for offers goes through some of their combinations, and may find another from where it ended.
 #[test]
-fn a_second_run_changes_nothing() {
+fn a_second_run_changes_nothing_but_to_bring_the_peak_down_by_another_offer() {
     arbtest(|u| {
         let planning = for_any_target(u)?.planning;
         let options = || Options { planning: planning.clone(), ..Options::default() };
         let mut model = import(&any(u)?);
         let before = print_model(&model);
-        run(&mut model, options());
+        let first = run(&mut model, options());
         let once = export(&model);
         let mut read = import(&once);
         for (model, how) in [(&mut model, "as it was left"), (&mut read, "written and read")] {
             let second = run(model, options());
             let busy: Vec<_> =
                 second.passes.iter().filter(|pass| pass.rewrites > 0).map(|p| p.name).collect();
+            let peak =
+                |outcome: &Outcome| outcome.schedules.iter().find(|s| !s.in_body).map(|s| s.after_bytes);
+            let offers = PIPELINE.iter().any(|p| p.stage() == Stage::Offering && busy.contains(&p.name()));
+            if offers && peak(&second) < peak(&first) {
+                return Ok(());
+            }
             assert!(
                 busy.is_empty(),
                 "{how}, {busy:?} changed it again\nfrom\n{before}\nto\n{}",

@@ -86,6 +86,23 @@ impl Array {
         self.zip(other, |a, b| a + b)
     }
 
+    /// The same as this type holds it, with one element along each axis along which nothing changes then; `None` as
+    /// for [`tensor`](Array::tensor).
+    pub fn least(&self, dtype: DType) -> Option<Array> {
+        let mut data = self.tensor(dtype)?.to_f64().ok()?;
+        let mut dims = self.dims.clone();
+        for axis in 0..dims.len() {
+            let inner = dims[axis + 1..].iter().product::<u64>() as usize;
+            let block = dims[axis] as usize * inner;
+            let constant = |block: &[f64]| block.chunks(inner).all(|row| *row == block[..inner]);
+            if block > inner && data.chunks(block).all(constant) {
+                data = data.chunks(block).flat_map(|block| &block[..inner]).copied().collect();
+                dims[axis] = 1;
+            }
+        }
+        Some(Array::new(&dims, data))
+    }
+
     /// The constant as a tensor of this type; `None` when an element is too large for the type, or so small that the
     /// type would drop digits of it.
     pub fn tensor(&self, dtype: DType) -> Option<Tensor> {
