@@ -38,6 +38,7 @@
 //! ```
 
 use dmopt_ir::{OpId, Patch, Rewriter, Safety};
+use dmopt_memory::ort::Timeline;
 use dmopt_memory::{Found, Limits, Scheduling, Unknown, Weight, polish, search};
 
 use crate::log::{Log, Schedule};
@@ -117,8 +118,9 @@ struct Best {
 fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unknown> {
     let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
     let found = search(scheduling.problem(), &effort.search);
-    let better = scheduling.order(&polished(sized, &scheduling, &found, effort.planned));
-    let before = sized.peaks_in(order)?;
+    let stands = sized.timelines_in(order)?;
+    let better = scheduling.order(&polished(sized, &scheduling, &found, effort.planned, (order, &stands[0])));
+    let before: Vec<u64> = stands.iter().map(|timeline| timeline.peak_bytes).collect();
     let after = if better == order { before.clone() } else { sized.peaks_in(&better)? };
     let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
     let schedule = Schedule {
@@ -134,12 +136,20 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
 }
 
 /// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less
-/// for.
-fn polished(sized: &Sized<'_>, scheduling: &Scheduling, found: &Found, planned: usize) -> Vec<usize> {
+/// for. The plan of one order is known.
+fn polished(
+    sized: &Sized<'_>,
+    scheduling: &Scheduling,
+    found: &Found,
+    planned: usize,
+    (known, plan): (&[OpId], &Timeline),
+) -> Vec<usize> {
     let mut plans = planned / operators(sized.graph()).max(1);
     polish(scheduling.problem(), found.order.clone(), &mut |order| {
         plans = plans.checked_sub(1)?;
-        let timeline = sized.timeline_in(&scheduling.order(order)).ok()?;
+        let ops = scheduling.order(order);
+        let new = if ops == known { None } else { Some(sized.timeline_in(&ops).ok()?) };
+        let timeline = new.as_ref().unwrap_or(plan);
         let peak_bytes = timeline.peak_bytes;
         if peak_bytes <= found.peak_bytes {
             plans = 0;

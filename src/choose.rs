@@ -22,9 +22,15 @@ pub(crate) struct Candidate {
     pub outcome: Outcome,
     /// What was measured on the way here; empty if there was nothing to choose.
     pub measured: Vec<Arrangement>,
+    /// What the original and this model weigh, if that was asked.
+    pub weights: Option<[u64; 2]>,
 }
 
 impl Candidate {
+    pub fn new(model: Model, outcome: Outcome) -> Candidate {
+        Candidate { model, outcome, measured: Vec::new(), weights: None }
+    }
+
     /// The figures were not measured but are those of a plan: no column of the report has them, a remark says what came
     /// of them.
     pub fn weighed_by_plan(&mut self) {
@@ -155,10 +161,10 @@ pub(crate) fn lightest(
                 };
                 outcome.sites = sites.iter().map(undone).collect();
             }
-            (least, best) = (bytes, Candidate { model, outcome, measured: Vec::new() });
+            (least, best) = (bytes, Candidate::new(model, outcome));
         }
     }
-    Ok(Candidate { measured, ..best })
+    Ok(Candidate { measured, weights: Some([before, least]), ..best })
 }
 
 /// The measured peak of a model, in bytes.

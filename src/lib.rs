@@ -179,7 +179,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         pins: report::pins(&original.graph, &options.sizes),
         ..runtime::Options::default()
     };
-    let mut candidate = Candidate { model, outcome, measured: Vec::new() };
+    let mut candidate = Candidate::new(model, outcome);
     let ort = found.as_ref().and_then(|found| found.ort.as_deref());
     ort.iter().for_each(|_| say(Stage::Measure));
     let weigh = |model: &Model| match ort {
@@ -190,7 +190,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     if ort.is_none() {
         candidate.weighed_by_plan();
     }
-    let Candidate { model, outcome, measured } = candidate;
+    let Candidate { model, outcome, measured, weights } = candidate;
     if let Some(ort) = ort {
         runtimes::suits(&source.name, &original, ort)?;
         runtimes::suits(&format!("the result of {}", source.name), &model, ort)?;
@@ -217,7 +217,10 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let require = options.validate == Validate::Required
         || (options.validate != Validate::Never && matches!(options.runtimes.with, With::Ort | With::Tract));
     let placed = place(candidate, source, target, prove, require)?;
-    let report = Report::new(source, &original, &model, &outcome, &placed, &open, measured);
+    let decided = placed.proof.as_ref().and_then(Proof::deciding);
+    // Without ONNX Runtime, weights are predictions.
+    let predicted = open.predict(&original, &model, decided, weights.filter(|_| ort.is_none()));
+    let report = Report::new(source, &original, &model, &outcome, &placed, predicted, measured);
     match placed.verdict {
         Verdict::InPlace => Ok(Optimized { report, model }),
         Verdict::Rejected { kept } => Err(Error::OutputsDiffer { report: Box::new(report), kept }),

@@ -268,7 +268,7 @@ impl Report {
         model: &Model,
         outcome: &Outcome,
         placed: &Placed,
-        open: &OpenSizes,
+        predicted: Predicted,
         arrangements: Vec<Arrangement>,
     ) -> Report {
         let file = |path, file_bytes, model| {
@@ -289,7 +289,7 @@ impl Report {
             output: file(placed.path.clone(), placed.bytes, model),
             passes: outcome.passes.iter().map(Pass::from).collect(),
             mixing_sites: outcome.sites.iter().map(MixingSite::from).collect(),
-            peak: Peak { predicted: open.predict(original, model, decided), measured, measured_reason },
+            peak: Peak { predicted, measured, measured_reason },
             schedules: outcome.schedules.iter().map(Schedule::from).collect(),
             arrangements,
             validation: Validation::new(decided),
@@ -484,17 +484,19 @@ impl OpenSizes {
         Ok(OpenSizes { given: given.clone(), kernels, fixed, open, first })
     }
 
-    /// With the sizes that the caller fixes, else those of the first validation run.
-    fn predict(
+    /// With the sizes that the caller fixes, else those of the first validation run. `planned` are the peaks of the two
+    /// where they have been predicted already.
+    pub(crate) fn predict(
         &self,
         original: &Model,
         model: &Model,
         validation: Option<&dmopt_runtime::Validation>,
+        planned: Option<[u64; 2]>,
     ) -> Predicted {
         let run = || Some(validation?.runs.first()?.sizes.clone());
         let dims = self.fixed.clone().or_else(run);
         let peak = |model: &Model| self.peak(&model.graph, dims.as_ref());
-        let (before, after) = (peak(original), peak(model));
+        let [before, after] = planned.map_or_else(|| [peak(original), peak(model)], |peaks| peaks.map(Ok));
         Predicted {
             runtime: planned_for(self.kernels),
             reason: before.as_ref().err().or(after.as_ref().err()).cloned(),
