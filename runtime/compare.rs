@@ -55,7 +55,7 @@ impl Tolerance {
     /// The same for a model whose longest sum has so many terms: the root of their number over 512, if there are more. On
     /// CUDA over 32: a kernel of the processor keeps some sixteen partial sums, while there a thread adds up term after
     /// term.
-    pub fn for_sums(self, terms: u64, ep: Ep) -> Tolerance {
+    pub fn for_sums(self, terms: u64, ep: &Ep) -> Tolerance {
         let usual = match ep {
             Ep::Cpu => 512.0,
             Ep::Cuda { .. } => 32.0,
@@ -435,9 +435,9 @@ mod tests {
         assert_eq!(Tolerance::for_class(Exact, DType::F32, 50), Tolerance::EXACT);
         assert_eq!(Tolerance::for_class(Reassociates, DType::I64, 50), Tolerance::EXACT);
         let usual = Tolerance::for_class(Reassociates, DType::F32, 4);
-        assert_eq!((usual.for_sums(1, Ep::Cpu), usual.for_sums(512, Ep::Cpu)), (usual, usual));
-        assert_eq!(usual.for_sums(2048, Ep::Cpu).rel, 2.0 * usual.rel);
-        assert_eq!(usual.for_sums(2048, Ep::Cuda { device: 0 }).rel, 8.0 * usual.rel);
+        assert_eq!((usual.for_sums(1, &Ep::Cpu), usual.for_sums(512, &Ep::Cpu)), (usual, usual));
+        assert_eq!(usual.for_sums(2048, &Ep::Cpu).rel, 2.0 * usual.rel);
+        assert_eq!(usual.for_sums(2048, &Ep::cuda(0)).rel, 8.0 * usual.rel);
         let rel = |class, dtype, depth| Tolerance::for_class(class, dtype, depth).rel;
         let near = |value: f64, expected: f64| (value / expected - 1.0).abs() < 0.01;
         assert!(near(rel(Reassociates, DType::F32, 18), 1.05e-5));

@@ -14,12 +14,12 @@ pub enum Language {
 }
 
 /// Code that makes the low-memory session for the model at `path`, to be pasted.
-pub fn session_code(language: Language, path: &str, ep: Ep) -> String {
-    let path = format!("\"{}\"", path.replace('\\', "\\\\").replace('"', "\\\""));
-    let options = match ep {
-        Ep::Cpu => Vec::new(),
-        Ep::Cuda { device } => cuda_options(SessionKind::Tuned.into(), device, false),
-    };
+pub fn session_code(language: Language, path: &str, ep: &Ep) -> String {
+    let path = quoted(path);
+    let options: Vec<(String, String)> = cuda_options(SessionKind::Tuned.into(), ep, false)
+        .into_iter()
+        .map(|(key, value)| (quoted(key), quoted(&value)))
+        .collect();
     match language {
         Language::Python => python(&path, &options),
         Language::Rust => rust(&path, &options),
@@ -27,8 +27,13 @@ pub fn session_code(language: Language, path: &str, ep: Ep) -> String {
     }
 }
 
-fn python(path: &str, cuda: &[(&str, String)]) -> String {
-    let pairs: Vec<String> = cuda.iter().map(|(key, value)| format!("\"{key}\": \"{value}\"")).collect();
+/// A text as each of these languages writes it.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn python(path: &str, cuda: &[(String, String)]) -> String {
+    let pairs: Vec<String> = cuda.iter().map(|(key, value)| format!("{key}: {value}")).collect();
     let providers = if cuda.is_empty() {
         "\"CPUExecutionProvider\"".to_string()
     } else {
@@ -47,9 +52,9 @@ session = ort.InferenceSession({path}, options, providers=[{providers}])
     )
 }
 
-fn rust(path: &str, cuda: &[(&str, String)]) -> String {
+fn rust(path: &str, cuda: &[(String, String)]) -> String {
     let settings: String =
-        cuda.iter().map(|(key, value)| format!(".with_arbitrary_config(\"{key}\", \"{value}\")")).collect();
+        cuda.iter().map(|(key, value)| format!(".with_arbitrary_config({key}, {value})")).collect();
     let (imports, first) = if cuda.is_empty() {
         ("", String::new())
     } else {
@@ -73,12 +78,11 @@ let session = Session::builder(&environment)?
     )
 }
 
-fn cpp(path: &str, cuda: &[(&str, String)]) -> String {
+fn cpp(path: &str, cuda: &[(String, String)]) -> String {
     let provider = if cuda.is_empty() {
         String::new()
     } else {
-        let pairs: Vec<String> =
-            cuda.iter().map(|(key, value)| format!("{{\"{key}\", \"{value}\"}}")).collect();
+        let pairs: Vec<String> = cuda.iter().map(|(key, value)| format!("{{{key}, {value}}}")).collect();
         format!(
             "\
 Ort::CUDAProviderOptions cuda;
@@ -116,12 +120,13 @@ mod tests {
             (Language::Rust, ["with_memory_pattern(false)", "with_arena_allocator(false)", "Level1"]),
             (Language::Cpp, ["DisableMemPattern()", "DisableCpuMemArena()", "ENABLE_BASIC"]),
         ] {
-            for ep in [Ep::Cpu, Ep::Cuda { device: 0 }] {
-                let code = session_code(language, "dir/a \"b\".onnx", ep);
+            for ep in [Ep::Cpu, Ep::cuda(0), "cuda,a=\"b\"".parse().unwrap()] {
+                let code = session_code(language, "dir/a \"b\".onnx", &ep);
                 assert!(settings.iter().all(|s| code.contains(s)), "{code}");
                 assert!(code.contains("\"dir/a \\\"b\\\".onnx\""), "{code}");
                 assert_eq!(code.contains("CUDA"), ep != Ep::Cpu, "{code}");
                 assert_eq!(code.contains("kSameAsRequested"), ep != Ep::Cpu, "{code}");
+                assert_eq!(code.contains("\\\"b\\\"\""), ep.to_string().contains("a="), "{code}");
             }
         }
     }

@@ -195,7 +195,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         runtimes::suits(&source.name, &original, ort)?;
         runtimes::suits(&format!("the result of {}", source.name), &model, ort)?;
     }
-    check.tolerance = tolerance::of(&original, &outcome, options.runtimes.ep);
+    check.tolerance = tolerance::of(&original, &outcome, &options.runtimes.ep);
 
     say(Stage::Write);
     // Types that were inferred on the way are no reason to write another file than came in.

@@ -116,7 +116,7 @@ fn measure(
     let inputs = inputs_of(ort, original, options, run).map_err(|cause| cause.to_string())?;
     Ok(Measured {
         runtime: ort.name(),
-        ep: runtimes.ep,
+        ep: runtimes.ep.clone(),
         session: runtimes.session,
         before: memory(original, &inputs)?,
         after: memory(result, &inputs)?,

@@ -110,8 +110,8 @@ impl Runtimes {
     fn onnx_runtime(&self) -> Result<Box<dyn Backend>, String> {
         use dmopt_runtime::ort::OnnxRuntime;
         let found = OnnxRuntime::find(self.ort_lib.as_deref()).and_then(|runtime| {
-            runtime.require(self.ep)?;
-            Ok(runtime.backend(self.session, self.ep))
+            runtime.require(&self.ep)?;
+            Ok(runtime.backend(self.session, self.ep.clone()))
         });
         match found {
             Ok(backend) => Ok(Box::new(backend)),

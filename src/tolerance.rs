@@ -10,7 +10,7 @@ use dmopt_runtime::{Ep, Tolerance};
 use crate::facts::each_graph;
 
 /// The tolerance for what the passes did to this model, whose types are inferred, where this provider runs it.
-pub(crate) fn of(original: &Model, outcome: &Outcome, ep: Ep) -> Tolerance {
+pub(crate) fn of(original: &Model, outcome: &Outcome, ep: &Ep) -> Tolerance {
     let sites: HashSet<&str> = outcome.sites.iter().map(|site| site.output.as_str()).collect();
     let class = outcome.safety.unwrap_or(Safety::Exact);
     match coarsest(&[&original.graph]) {
@@ -22,7 +22,7 @@ pub(crate) fn of(original: &Model, outcome: &Outcome, ep: Ep) -> Tolerance {
 
 /// The tolerance for two models of which nothing is known but that they should compute the same: as if one had been
 /// made from the other by reordering sums.
-pub(crate) fn between(a: &Model, b: &Model, ep: Ep) -> Tolerance {
+pub(crate) fn between(a: &Model, b: &Model, ep: &Ep) -> Tolerance {
     let deep = |model: &Model| {
         // The sites are those that the passes find in a copy that goes nowhere.
         let found = dmopt_passes::run(&mut model.clone(), &dmopt_passes::Options::default());

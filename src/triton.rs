@@ -17,8 +17,9 @@ pub const MARK: &str = "# Written by dmopt";
 /// first dimension is one like any other.
 ///
 /// # Errors
-/// The name is none for a folder, or an input or output is nothing that Triton can pass: a sentence.
-pub fn config(name: &str, graph: &Graph, ep: Ep) -> Result<String, String> {
+/// The name is none for a folder, an input or output is nothing that Triton can pass, or there are options of the provider,
+/// some of which Triton calls otherwise: a sentence.
+pub fn config(name: &str, graph: &Graph, ep: &Ep) -> Result<String, String> {
     check_name(name)?;
     let mut text = format!("{MARK}: the low-memory session of ONNX Runtime.\nname: {}\n", quoted(name));
     text.push_str("backend: \"onnxruntime\"\nmax_batch_size: 0\n");
@@ -28,12 +29,17 @@ pub fn config(name: &str, graph: &Graph, ep: Ep) -> Result<String, String> {
     }
     let kind = match ep {
         Ep::Cpu => "count: 1 kind: KIND_CPU".to_string(),
-        Ep::Cuda { device } => format!("count: 1 kind: KIND_GPU gpus: [ {device} ]"),
+        Ep::Cuda { options, .. } if !options.is_empty() => {
+            return Err(format!(
+                "the options in '{ep}' have other names in Triton's configuration, and belong there"
+            ));
+        }
+        Ep::Cuda { device, .. } => format!("count: 1 kind: KIND_GPU gpus: [ {device} ]"),
     };
     let _ = writeln!(text, "instance_group [ {{ {kind} }} ]");
     text.push_str("optimization { graph { level: -1 } }\n");
     let cuda = [("arena_extend_strategy", "1")];
-    let cuda = if ep == Ep::Cpu { &[][..] } else { &cuda[..] };
+    let cuda = if *ep == Ep::Cpu { &[][..] } else { &cuda[..] };
     for (key, value) in [("enable_mem_arena", "0"), ("enable_mem_pattern", "0")].iter().chain(cuda) {
         let _ = writeln!(text, "parameters {{ key: \"{key}\" value: {{ string_value: \"{value}\" }} }}");
     }
@@ -118,7 +124,7 @@ mod tests {
             "f (float[N,3,8,8] x, int64 \"odd \\\"name\\\"\", float16[2] d = {1, 2}) => (float[N,?] y) { y = Foo(x, \"odd \\\"name\\\"\", d) }",
         );
         assert_eq!(
-            config("net", &graph, Ep::Cpu).unwrap(),
+            config("net", &graph, &Ep::Cpu).unwrap(),
             r#"# Written by dmopt: the low-memory session of ONNX Runtime.
 name: "net"
 backend: "onnxruntime"
@@ -137,7 +143,9 @@ parameters { key: "enable_mem_arena" value: { string_value: "0" } }
 parameters { key: "enable_mem_pattern" value: { string_value: "0" } }
 "#
         );
-        let cuda = config("net", &graph, Ep::Cuda { device: 1 }).unwrap();
+        let cuda = config("net", &graph, &Ep::cuda(1)).unwrap();
+        let named = "cuda,prefer_nhwc=1".parse().unwrap();
+        assert!(config("net", &graph, &named).unwrap_err().contains("'cuda,prefer_nhwc=1'"));
         assert!(
             cuda.contains("KIND_GPU gpus: [ 1 ]") && cuda.contains("\"arena_extend_strategy\""),
             "{cuda}"
@@ -147,10 +155,10 @@ parameters { key: "enable_mem_pattern" value: { string_value: "0" } }
     #[test]
     fn what_triton_cannot_serve_is_refused() {
         let odd = graph("f (uint4[2] x) => (float[2] y) { y = Foo(x) }");
-        assert_eq!(config("net", &odd, Ep::Cpu).unwrap_err(), "x is of type uint4, which Triton lacks");
+        assert_eq!(config("net", &odd, &Ep::Cpu).unwrap_err(), "x is of type uint4, which Triton lacks");
         let plain = graph("f (float[2] x) => (float[2] y) { y = Relu(x) }");
         for name in ["", "a/b", "..", "a b"] {
-            assert!(config(name, &plain, Ep::Cpu).unwrap_err().contains("is no name for a model"));
+            assert!(config(name, &plain, &Ep::Cpu).unwrap_err().contains("is no name for a model"));
         }
     }
 }

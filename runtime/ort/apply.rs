@@ -4,7 +4,7 @@ use ort::AsPointer;
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, ExecutionProviderDispatch};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use crate::settings::{Level, Settings, cuda_options};
+use crate::settings::{Ep, Level, Settings, cuda_options};
 
 /// Sets what differs from ONNX Runtime's own defaults.
 pub(super) fn apply(settings: Settings, mut builder: SessionBuilder) -> Result<SessionBuilder, ort::Error> {
@@ -24,8 +24,8 @@ pub(super) fn apply(settings: Settings, mut builder: SessionBuilder) -> Result<S
 }
 
 /// The CUDA execution provider with its options.
-pub(super) fn cuda_provider(settings: Settings, device: i32, exact: bool) -> ExecutionProviderDispatch {
-    cuda_options(settings, device, exact)
+pub(super) fn cuda_provider(settings: Settings, ep: &Ep, exact: bool) -> ExecutionProviderDispatch {
+    cuda_options(settings, ep, exact)
         .into_iter()
         .fold(ort::ep::CUDA::default(), |provider, (key, value)| provider.with_arbitrary_config(key, value))
         .build()

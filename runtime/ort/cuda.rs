@@ -73,7 +73,7 @@ pub fn driver() -> Result<Driver, String> {
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Waits until no other session runs on a device, and keeps others from it; at once for the processor.
-pub(super) fn turn(ep: Ep) -> Option<MutexGuard<'static, ()>> {
+pub(super) fn turn(ep: &Ep) -> Option<MutexGuard<'static, ()>> {
     match ep {
         Ep::Cpu => None,
         Ep::Cuda { .. } => Some(TURN.lock().unwrap_or_else(PoisonError::into_inner)),
@@ -104,11 +104,11 @@ mod tests {
 
     #[test]
     fn sessions_take_turns_on_a_device_and_nowhere_else() {
-        let first = turn(Ep::Cuda { device: 0 });
+        let first = turn(&Ep::cuda(0));
         assert!(first.is_some() && TURN.try_lock().is_err());
-        assert!(turn(Ep::Cpu).is_none());
+        assert!(turn(&Ep::Cpu).is_none());
         drop(first);
-        assert!(turn(Ep::Cuda { device: 1 }).is_some());
+        assert!(turn(&Ep::cuda(1)).is_some());
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl OnnxRuntime {
     ) -> Result<Memory, RuntimeError> {
         match ep {
             Ep::Cpu => self.count(model, settings.into(), inputs),
-            Ep::Cuda { device } => self.ask_device(model, settings.into(), device, inputs),
+            Ep::Cuda { device, .. } => self.ask_device(model, settings.into(), ep, device, inputs),
         }
     }
 
@@ -80,10 +80,11 @@ impl OnnxRuntime {
         &self,
         model: &ModelFile,
         settings: Settings,
+        ep: Ep,
         device: i32,
         inputs: &[Named],
     ) -> Result<Memory, RuntimeError> {
-        let mut session = self.session(model, settings, Ep::Cuda { device })?;
+        let mut session = self.session(model, settings, ep)?;
         let no_statistics = || failed("the device's arena has no statistics");
         let kept = session.statistics(device)?.ok_or_else(no_statistics)?.in_use;
         let values = session.inputs(inputs)?;
@@ -138,7 +139,7 @@ impl OrtSession {
 
     /// Statistics of the session's arena; `None` without one.
     fn statistics(&self, device: i32) -> Result<Option<Statistics>, RuntimeError> {
-        let allocator = Allocator::new(&self.raw, device_memory(self.ep, device)?).map_err(failed)?;
+        let allocator = Allocator::new(&self.raw, device_memory(&self.ep, device)?).map_err(failed)?;
         let mut pairs = ptr::null_mut();
         // SAFETY: the allocator is alive, the pointer is valid for writing; the list is ours to release, and its
         // texts are copied before.

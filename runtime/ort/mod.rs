@@ -136,14 +136,14 @@ impl OnnxRuntime {
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`]: what is missing.
-    pub fn require(&self, ep: Ep) -> Result<(), RuntimeError> {
-        let Ep::Cuda { device } = ep else { return Ok(()) };
-        usable(self.library(), &driver(), device)
+    pub fn require(&self, ep: &Ep) -> Result<(), RuntimeError> {
+        let Ep::Cuda { device, .. } = ep else { return Ok(()) };
+        usable(self.library(), &driver(), *device)
             .map_err(|reason| RuntimeError::Unavailable { runtime: CUDA, reason })
     }
 
     fn open(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<OrtSession, RuntimeError> {
-        self.require(setup.ep)?;
+        self.require(&setup.ep)?;
         let raw = catch(|| {
             let mut builder = self.builder(model, setup)?;
             builder.commit_from_memory(&model.bytes).map_err(refused)
@@ -157,7 +157,7 @@ impl OnnxRuntime {
             Ep::Cpu => Vec::new(),
             Ep::Cuda { .. } => nodes::not_on(CUDA, nodes::placements(&raw)?),
         };
-        Ok(OrtSession { raw, interface, ep: setup.ep, elsewhere })
+        Ok(OrtSession { raw, interface, ep: setup.ep.clone(), elsewhere })
     }
 
     fn builder(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<SessionBuilder, RuntimeError> {
@@ -177,8 +177,8 @@ impl OnnxRuntime {
                 .map_err(failed)?;
         }
         builder = apply::apply(setup.settings, builder).map_err(failed)?;
-        if let Ep::Cuda { device } = setup.ep {
-            let provider = apply::cuda_provider(setup.settings, device, setup.exact).error_on_failure();
+        if let Ep::Cuda { .. } = setup.ep {
+            let provider = apply::cuda_provider(setup.settings, &setup.ep, setup.exact).error_on_failure();
             builder = builder
                 .with_execution_providers([provider])
                 .map_err(|e| RuntimeError::Unavailable { runtime: CUDA, reason: one_line(e) })?
@@ -210,7 +210,7 @@ struct Setup<'a> {
 }
 
 /// ONNX Runtime as a [`Backend`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OrtBackend {
     runtime: OnnxRuntime,
     settings: Settings,
@@ -229,16 +229,16 @@ impl Backend for OrtBackend {
     }
 
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
-        Ok(Box::new(self.runtime.session(model, self.settings, self.ep)?))
+        Ok(Box::new(self.runtime.session(model, self.settings, self.ep.clone())?))
     }
 
     fn load_exact(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {
-        let setup = Setup { settings: self.settings, ep: self.ep, exact: true, counted: None };
+        let setup = Setup { settings: self.settings, ep: self.ep.clone(), exact: true, counted: None };
         Ok(Box::new(self.runtime.open(model, &setup)?))
     }
 
     fn memory(&self, model: &ModelFile, inputs: &[Named]) -> Result<Memory, RuntimeError> {
-        self.runtime.memory(model, self.settings, self.ep, inputs)
+        self.runtime.memory(model, self.settings, self.ep.clone(), inputs)
     }
 }
 
@@ -258,7 +258,7 @@ impl Session for OrtSession {
 
     /// On CUDA the model runs twice: once for the outputs, once timed, with inputs and outputs on the device.
     fn run(&mut self, inputs: &[Named]) -> Result<Outputs, RuntimeError> {
-        let _turn = cuda::turn(self.ep);
+        let _turn = cuda::turn(&self.ep);
         let inputs = self.inputs(inputs)?;
         let start = Instant::now();
         let outputs = run(&mut self.raw, &inputs)?;
@@ -272,7 +272,7 @@ impl Session for OrtSession {
         drop(outputs);
         let wall = match self.ep {
             Ep::Cpu => wall,
-            Ep::Cuda { device } => {
+            Ep::Cuda { device, .. } => {
                 let binding = self.bind(&inputs, device)?;
                 let start = Instant::now();
                 self.raw.run_binding(&binding).map_err(failed)?;
@@ -308,7 +308,7 @@ impl OrtSession {
         for input in inputs {
             binding.bind_input(&*input.name, &input.value).map_err(failed)?;
         }
-        let memory = device_memory(self.ep, device)?;
+        let memory = device_memory(&self.ep, device)?;
         for port in &self.interface.outputs {
             binding.bind_output_to_device(&*port.name, &memory).map_err(failed)?;
         }
@@ -318,7 +318,7 @@ impl OrtSession {
 }
 
 /// Memory of the device that an execution provider computes on.
-fn device_memory(ep: Ep, device: i32) -> Result<MemoryInfo<'static>, RuntimeError> {
+fn device_memory(ep: &Ep, device: i32) -> Result<MemoryInfo<'static>, RuntimeError> {
     let kind = match ep {
         Ep::Cpu => AllocationDevice::CPU,
         Ep::Cuda { .. } => AllocationDevice::CUDA,

@@ -308,7 +308,7 @@ fn cuda_without_cuda_is_an_error_and_never_the_processor() {
     }
     let model = mixing(&sum(), false);
     for kind in [SessionKind::Default, SessionKind::Tuned] {
-        let error = runtime.session(&model, kind, Ep::Cuda { device: 0 }).unwrap_err();
+        let error = runtime.session(&model, kind, Ep::cuda(0)).unwrap_err();
         assert!(matches!(error, RuntimeError::Unavailable { .. }), "{error}");
     }
 }

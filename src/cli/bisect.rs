@@ -66,7 +66,7 @@ impl Bisect {
             exact: self.passes.edits.exact,
             sizes: self.sizes.sizes(),
             seed: self.seed,
-            target: self.target.unwrap_or(For::run_on(self.ort.ep)).into(),
+            target: self.target.unwrap_or(For::run_on(&self.ort.ep)).into(),
             runtimes: self.ort.runtimes(self.validate_with.map_or(With::Available, With::from)),
             ..Options::default()
         };

@@ -142,7 +142,8 @@ struct OrtArgs {
     /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else of the active Python, else of the system]
     #[arg(long, value_name = "PATH")]
     ort_lib: Option<PathBuf>,
-    /// Execution provider of ONNX Runtime: cpu, cuda, or cuda:N for GPU number N
+    /// Execution provider of ONNX Runtime: cpu, cuda, or cuda:N for GPU number N; cuda,KEY=VALUE,... with options of the
+    /// provider
     #[arg(long, value_name = "EP", default_value_t = Ep::Cpu)]
     ep: Ep,
     /// Configuration of ONNX Runtime's sessions: as everybody gets it who sets nothing, or tuned for low memory
@@ -152,7 +153,7 @@ struct OrtArgs {
 
 impl OrtArgs {
     fn runtimes(&self, with: With) -> Runtimes {
-        Runtimes { with, ort_lib: self.ort_lib.clone(), ep: self.ep, session: self.session.into() }
+        Runtimes { with, ort_lib: self.ort_lib.clone(), ep: self.ep.clone(), session: self.session.into() }
     }
 }
 

@@ -130,7 +130,7 @@ pub enum For {
 
 impl For {
     /// What a result is for that is tried on this provider, where nobody says.
-    pub fn run_on(ep: Ep) -> For {
+    pub fn run_on(ep: &Ep) -> For {
         match ep {
             Ep::Cpu => For::Portable,
             Ep::Cuda { .. } => For::OrtCuda,
@@ -285,7 +285,7 @@ impl Optimize {
     }
 
     fn target(&self) -> passes::Target {
-        self.target.unwrap_or(For::run_on(self.ort.ep)).into()
+        self.target.unwrap_or(For::run_on(&self.ort.ep)).into()
     }
 
     /// What there is to do for Triton, once the model is in its place; its folder is made.
@@ -293,7 +293,7 @@ impl Optimize {
         let (Some(repository), Some(name)) = (&self.triton_repo, &self.name) else { return Ok(None) };
         let mut model = source(&self.input)?.model()?;
         infer_graph(&mut model.graph);
-        let text = triton::config(name, &model.graph, self.ort.ep)
+        let text = triton::config(name, &model.graph, &self.ort.ep)
             .map_err(|reason| anyhow::anyhow!("{}: {reason}", self.input.display()))?;
         let folder = repository.join(name);
         let config = folder.join("config.pbtxt");

@@ -14,7 +14,7 @@ pub struct Session {
     /// The model, as the code will name it; it need not exist
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Execution provider: cpu, cuda, or cuda:N for GPU number N
+    /// Execution provider: cpu, cuda, or cuda:N for GPU number N; cuda,KEY=VALUE,... with options of the provider
     #[arg(long, value_name = "EP", default_value_t = Ep::Cpu)]
     ep: Ep,
     /// Language of the code
@@ -53,7 +53,7 @@ impl Session {
             Language::Rust => ("rust", runtime::Language::Rust),
             Language::Cpp => ("cpp", runtime::Language::Cpp),
         };
-        let code = runtime::session_code(language, &self.model, self.ep);
+        let code = runtime::session_code(language, &self.model, &self.ep);
         let printed = Printed {
             schema: "dmopt.session/1",
             model: &self.model,

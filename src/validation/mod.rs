@@ -103,7 +103,7 @@ pub fn validate(reference: &Source, candidate: &Source, options: &Options) -> Re
         inside: false,
         pins: Pins { dims: options.sizes.dims.clone(), shapes: options.sizes.shapes.clone() },
         given: sets.iter().map(|set| set.inputs.clone()).collect(),
-        tolerance: tolerance::between(&ours, &theirs, options.runtimes.ep),
+        tolerance: tolerance::between(&ours, &theirs, &options.runtimes.ep),
         ..runtime::Options::default()
     };
     let (left, right) = (Side { file: &a, graph: &ours.graph }, Side { file: &b, graph: &theirs.graph });
