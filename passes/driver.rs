@@ -18,6 +18,9 @@ pub const FOLD_BUDGET: u64 = 1 << 20;
 /// to two passes that undo each other.
 const MAX_ROUNDS: usize = 16;
 
+/// How often operators of the target are put in at most, each time until the others are at rest.
+const MAX_LOWERINGS: usize = 4;
+
 /// Runs the pipeline over a model: the main graph and every body.
 ///
 /// # Errors
@@ -89,7 +92,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     outcome.offers = chosen;
     driver.rest(&early, model)?;
     let lowering: Vec<&'static dyn Pass> = of(Stage::Lowering).collect();
-    for _ in 0..MAX_ROUNDS {
+    for _ in 0..MAX_LOWERINGS {
         let before = driver.edits;
         for pass in &lowering {
             driver.run(*pass, model)?;

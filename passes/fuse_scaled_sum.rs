@@ -13,7 +13,7 @@
 //! s*Conv(p, W, B) + c       ~  Conv(p, s*W, s*B + c)        nothing else reads the Conv or W; constants
 //! ```
 //! Class: rounding differs (another order of additions, merged constants). With `--exact`, operators only move.
-//! Left alone: what `nest-scaled-sum` writes; sums of two unscaled terms (residual connections), and whatever would need
+//! Left alone: what `nest-scaled-sum` writes, unless the target adds a product in one step; sums of two unscaled terms (residual connections), and whatever would need
 //! more operators than before.
 //!
 //! ```onnx

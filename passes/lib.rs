@@ -120,7 +120,8 @@ pub enum Stage {
     Repeated,
     /// It makes offers when the passes above have come to rest; after what is taken, they run again.
     Offering,
-    /// After that: it puts operators of the target in the place of standard ones, which other passes read better.
+    /// After that, and again where what follows from it leaves more to do: it puts operators of the target in the place of
+    /// standard ones, which other passes read better.
     Lowering,
     /// Once, at the very end.
     Final,

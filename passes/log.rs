@@ -79,6 +79,8 @@ pub struct Log {
     refused: Vec<Refused>,
     seen: HashSet<Refused>,
     rounds: usize,
+    /// True if another run right after this round may find more; see [`Pass::settles`].
+    pub(crate) unsettled: bool,
     /// True once operators were put in another order: sites that appear from then on are written by passes.
     pub(crate) reordered: bool,
 }
@@ -88,6 +90,7 @@ impl Log {
     pub(crate) fn start_round(&mut self) {
         self.refused.clear();
         self.seen.clear();
+        self.unsettled = false;
         self.rounds += 1;
     }
 

@@ -61,10 +61,8 @@ impl Pass for ScheduleForMemory {
         Safety::Exact
     }
 
-    /// From the order found, moving operators around the peak of the runtime's plan may go on; where the search was long,
-    /// that is not worth another one.
     fn settles(&self, log: &Log) -> bool {
-        log.schedules.iter().all(|found| found.is_optimal() || found.states > LONG)
+        !log.unsettled
     }
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
@@ -73,10 +71,11 @@ impl Pass for ScheduleForMemory {
         let [first, _, ..] = order[..] else { return };
         match best(&context.planning.sized(graph), &order, &THOROUGH) {
             Err(unknown) => context.log.refuse(format!("graph '{}'", graph.name()), unknown.to_string()),
-            Ok(Best { order, schedule }) => {
+            Ok(Best { order, schedule, again }) => {
                 let name = graph.name().to_string();
                 context.log.schedule(Schedule { graph: name, in_body: context.in_body, ..schedule });
                 let Some(order) = order else { return };
+                context.log.unsettled |= again;
                 let mut patch = Patch::new(Safety::Exact);
                 patch.reorder(order);
                 context.apply(first, Ok(patch), rewriter);
@@ -92,7 +91,7 @@ struct Effort {
     planned: usize,
 }
 
-/// More sets of operators than a search looks at that ends at once.
+/// More sets of operators than a search looks at that is worth doing twice.
 const LONG: u64 = 10_000;
 
 /// For the order that stays: a second or two, mostly far less.
@@ -113,6 +112,9 @@ pub(crate) fn better_order(sized: &Sized<'_>, order: &[OpId]) -> Result<Option<V
 struct Best {
     order: Option<Vec<OpId>>,
     schedule: Schedule,
+    /// The search was short and found what is best by its own count, which is below that of the runtime's plan: from the
+    /// new order on, moving operators around the peak of that may get further.
+    again: bool,
 }
 
 fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unknown> {
@@ -132,7 +134,10 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
         lower_bound_bytes: (!sized.graph().has_bodies()).then_some(found.lower_bound_bytes),
         states: found.states,
     };
-    Ok(Best { order: is_better.then_some(better), schedule })
+    let again = found.peak_bytes <= found.lower_bound_bytes
+        && found.peak_bytes < schedule.after_bytes
+        && found.states <= LONG;
+    Ok(Best { order: is_better.then_some(better), schedule, again })
 }
 
 /// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less

@@ -92,6 +92,11 @@ pub trait Backend {
         None
     }
 
+    /// What computes.
+    fn ep(&self) -> Ep {
+        Ep::Cpu
+    }
+
     /// Reads a model and refuses what this runtime cannot run, as far as that shows before running.
     ///
     /// # Errors

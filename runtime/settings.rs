@@ -125,6 +125,9 @@ impl FromStr for Ep {
         };
         let option = |part: &str| match part.split_once('=') {
             Some(("device_id", _)) => Err("the device is named as in cuda:1".to_string()),
+            Some((key, _)) if ADDRESSES.contains(&key) => {
+                Err(format!("the option '{key}' is an address in a program"))
+            }
             Some((key, value)) if !key.is_empty() => Ok((key.to_string(), value.to_string())),
             _ => Err(format!("'{part}' is no option of the provider, as in prefer_nhwc=1")),
         };
@@ -132,6 +135,16 @@ impl FromStr for Ep {
         Ok(Ep::Cuda { device, options: parts.map(option).collect::<Result<_, _>>()? })
     }
 }
+
+/// Options of the provider that point into the program that makes a session.
+const ADDRESSES: [&str; 6] = [
+    "default_memory_arena_cfg",
+    "gpu_external_alloc",
+    "gpu_external_empty_cache",
+    "gpu_external_free",
+    "has_user_compute_stream",
+    "user_compute_stream",
+];
 
 /// What ONNX Runtime calls the provider for NVIDIA GPUs.
 pub(crate) const CUDA: &str = "CUDAExecutionProvider";
@@ -202,6 +215,7 @@ mod tests {
             "cuda,a",
             "cuda,=1",
             "cuda,device_id=1",
+            "cuda,user_compute_stream=1",
         ] {
             assert!(wrong.parse::<Ep>().is_err(), "{wrong}");
         }

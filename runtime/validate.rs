@@ -28,8 +28,11 @@ pub struct Options {
     pub pins: Pins,
     /// Inputs to run with, one run each, instead of random ones.
     pub given: Vec<Vec<Named>>,
-    /// Allowed difference.
+    /// Allowed difference, where sums are not long.
     pub tolerance: Tolerance,
+    /// Terms of the longest sum in the model: what is allowed for those depends on the [execution
+    /// provider](Tolerance::for_sums).
+    pub terms: u64,
 }
 
 impl Default for Options {
@@ -42,11 +45,17 @@ impl Default for Options {
             pins: Pins::default(),
             given: Vec::new(),
             tolerance: Tolerance::EXACT,
+            terms: 0,
         }
     }
 }
 
 impl Options {
+    /// What outputs may differ by in this runtime.
+    pub fn tolerance_in(&self, backend: &dyn Backend) -> Tolerance {
+        self.tolerance.for_sums(self.terms, &backend.ep())
+    }
+
     /// The inputs of the run with these sizes and this seed (see [`Run`]).
     ///
     /// # Errors
@@ -151,7 +160,8 @@ pub fn validate_with(
     candidate: &ModelFile,
     options: &Options,
 ) -> Result<Validation, RuntimeError> {
-    let mut found = Validation::new(backend.name(), options.tolerance);
+    let tolerance = options.tolerance_in(backend);
+    let mut found = Validation::new(backend.name(), tolerance);
     let original = match backend.load_exact(reference) {
         Ok(session) => session,
         Err(e) => return Ok(found.skipped(e)),
@@ -167,7 +177,7 @@ pub fn validate_with(
         0 => assignments(original.interface(), &options.pins)?,
         _ => vec![Sizes::new()],
     };
-    let mut pair = Pair { original, rewritten, options };
+    let mut pair = Pair { original, rewritten, options, tolerance };
     let mut sizes_run = 0;
     for sizes in all_sizes {
         if sizes_run == options.sizes.max(1) {
@@ -222,6 +232,7 @@ struct Pair<'a> {
     original: Box<dyn Session>,
     rewritten: Result<Box<dyn Session>, RuntimeError>,
     options: &'a Options,
+    tolerance: Tolerance,
 }
 
 /// Why there is nothing to compare.
@@ -255,7 +266,7 @@ impl Pair<'_> {
 
     fn compare_outputs(&mut self, sizes: &Sizes, seed: u64) -> Result<(Run, Comparison), Stop> {
         let (expected, actual) = self.run(sizes, seed)?;
-        let result = compare(&expected.tensors, &actual.tensors, self.options.tolerance)
+        let result = compare(&expected.tensors, &actual.tensors, self.tolerance)
             .map_err(|mismatch| Stop::Failed(mismatch.to_string()))?;
         Ok((Run { seed, sizes: sizes.clone(), reference: expected.wall, candidate: actual.wall }, result))
     }
@@ -278,7 +289,7 @@ impl Pair<'_> {
         for (name, a) in &expected.watched {
             let Some(b) = actual.get(&**name) else { continue };
             let pair = ([(name.clone(), a.clone())], [(name.clone(), (*b).clone())]);
-            let result = match compare(&pair.0, &pair.1, self.options.tolerance.inside()) {
+            let result = match compare(&pair.0, &pair.1, self.tolerance.inside()) {
                 Ok(result) => result,
                 Err(mismatch) => return Some(mismatch.to_string()),
             };

@@ -76,6 +76,11 @@ for path in "$models"/*.onnx; do
     if [ -f "$path" ] && [[ $name == *"$only"* ]] && [[ " ${names[*]} " != *" $name "* ]]; then names+=("$name"); fi
 done
 
+if [ "${#names[@]}" -eq 0 ]; then
+    echo "error: no model has '$only' in its name" >&2
+    exit 2
+fi
+
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 device=(--ep "$ep" "${library[@]}")

@@ -204,9 +204,9 @@ fn look_inside(
     let look = |tolerance| {
         compare_shared(backend, (original.file, &ours), (result.file, &theirs), &inputs, tolerance)
     };
-    let found = look(options.tolerance.inside())?;
+    let found = look(options.tolerance_in(backend).inside())?;
     // What is within the wider tolerance everywhere inside and still too far off at an output begins somewhere.
-    if outputs_differ && found.1.is_none() { look(options.tolerance) } else { Ok(found) }
+    if outputs_differ && found.1.is_none() { look(options.tolerance_in(backend)) } else { Ok(found) }
 }
 
 /// What keeps validation from beginning.

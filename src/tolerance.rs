@@ -5,24 +5,23 @@ use std::collections::HashSet;
 
 use dmopt_ir::{DType, Graph, Model, Safety};
 use dmopt_passes::Outcome;
-use dmopt_runtime::{Ep, Tolerance};
+use dmopt_runtime::Tolerance;
 
 use crate::facts::each_graph;
 
-/// The tolerance for what the passes did to this model, whose types are inferred, where this provider runs it.
-pub(crate) fn of(original: &Model, outcome: &Outcome, ep: &Ep) -> Tolerance {
+/// The tolerance for what the passes did to this model, whose types are inferred, before that for long sums.
+pub(crate) fn of(original: &Model, outcome: &Outcome) -> Tolerance {
     let sites: HashSet<&str> = outcome.sites.iter().map(|site| site.output.as_str()).collect();
     let class = outcome.safety.unwrap_or(Safety::Exact);
     match coarsest(&[&original.graph]) {
-        Some(dtype) => Tolerance::for_class(class, dtype, depth(&original.graph, &sites))
-            .for_sums(longest_sum(&original.graph), ep),
+        Some(dtype) => Tolerance::for_class(class, dtype, depth(&original.graph, &sites)),
         None => Tolerance::EXACT,
     }
 }
 
 /// The tolerance for two models of which nothing is known but that they should compute the same: as if one had been
 /// made from the other by reordering sums.
-pub(crate) fn between(a: &Model, b: &Model, ep: &Ep) -> Tolerance {
+pub(crate) fn between(a: &Model, b: &Model) -> Tolerance {
     let deep = |model: &Model| {
         // The sites are those that the passes find in a copy that goes nowhere.
         let found = dmopt_passes::run(&mut model.clone(), &dmopt_passes::Options::default());
@@ -30,8 +29,7 @@ pub(crate) fn between(a: &Model, b: &Model, ep: &Ep) -> Tolerance {
         depth(&model.graph, &sites.iter().map(|site| site.output.as_str()).collect())
     };
     match coarsest(&[&a.graph, &b.graph]) {
-        Some(dtype) => Tolerance::for_class(Safety::Reassociates, dtype, deep(a).max(deep(b)))
-            .for_sums(longest_sum(&a.graph).max(longest_sum(&b.graph)), ep),
+        Some(dtype) => Tolerance::for_class(Safety::Reassociates, dtype, deep(a).max(deep(b))),
         None => Tolerance::EXACT,
     }
 }
@@ -65,7 +63,7 @@ pub fn depth(graph: &Graph, sites: &HashSet<&str>) -> usize {
 }
 
 /// The most terms that one element of a convolution or matrix product sums up, as far as sizes are known.
-fn longest_sum(graph: &Graph) -> u64 {
+pub(crate) fn longest_sum(graph: &Graph) -> u64 {
     let dims = |value| graph.tensor_type(value).and_then(|ty| ty.dims());
     let of_op = |id| {
         let op = graph.op(id);

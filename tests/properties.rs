@@ -133,25 +133,29 @@ fn a_second_run_changes_nothing_but_to_bring_the_peak_down_by_another_offer() {
         let mut model = import(&any(u)?);
         let before = print_model(&model);
         let first = run(&mut model, options());
-        let once = export(&model);
-        let mut read = import(&once);
+        let mut read = import(&export(&model));
+        let peak = |outcome: &Outcome| outcome.schedules.iter().find(|s| !s.in_body).map(|s| s.after_bytes);
         for (model, how) in [(&mut model, "as it was left"), (&mut read, "written and read")] {
-            let second = run(model, options());
-            let busy: Vec<_> =
-                second.passes.iter().filter(|pass| pass.rewrites > 0).map(|p| p.name).collect();
-            let peak =
-                |outcome: &Outcome| outcome.schedules.iter().find(|s| !s.in_body).map(|s| s.after_bytes);
-            let offers = PIPELINE.iter().any(|p| p.stage() == Stage::Offering && busy.contains(&p.name()));
-            if offers && peak(&second) < peak(&first) {
-                return Ok(());
+            let mut last = peak(&first);
+            loop {
+                let again = run(model, options());
+                let busy: Vec<_> =
+                    again.passes.iter().filter(|pass| pass.rewrites > 0).map(|p| p.name).collect();
+                let offers =
+                    PIPELINE.iter().any(|p| p.stage() == Stage::Offering && busy.contains(&p.name()));
+                if offers && peak(&again) < last {
+                    last = peak(&again);
+                    continue;
+                }
+                assert!(
+                    busy.is_empty(),
+                    "{how}, {busy:?} changed it again\nfrom\n{before}\nto\n{}",
+                    print_model(model)
+                );
+                break;
             }
-            assert!(
-                busy.is_empty(),
-                "{how}, {busy:?} changed it again\nfrom\n{before}\nto\n{}",
-                print_model(model)
-            );
         }
-        assert_eq!(export(&read), once, "{before}");
+        assert_eq!(export(&read), export(&model), "{before}");
         Ok(())
     })
     .budget_ms(BUDGET);

@@ -451,7 +451,8 @@ fn gpu_script(arguments: &[&str]) -> std::process::Output {
 #[test]
 #[cfg(unix)]
 fn the_gpu_script_measures_every_model_in_both_sessions_on_cuda() {
-    let done = gpu_script(&["--dry-run", "--ort-lib", "lib.so"]);
+    let done = gpu_script(&["--dry-run", "--ort-lib", "lib.so", "--models", "no/such/folder"]);
+    assert_eq!(gpu_script(&["--dry-run", "--only", "no such model"]).status.code(), Some(2));
     assert!(done.status.success());
     let lines = String::from_utf8(done.stdout).unwrap();
     let compared: Vec<&str> = lines.lines().filter(|line| line.contains(" validate ")).collect();

@@ -111,41 +111,54 @@ impl Call<'_> {
 
     /// Reductions on CUDA (`cuda/reduction/reduction_ops.cc`): cuDNN works in a buffer as large as the operand, for a sum of
     /// squares or of exponentials beside a tensor of those. Sums over the first or the last axes alone have a kernel of
-    /// ONNX Runtime's own, and so has the largest element along the last axis. As measured for float32; other types are
-    /// left out.
+    /// ONNX Runtime's own, and so has the largest element along the last axis. Measured for float32 (docs/gpu.md), and
+    /// taken to be so for other floating-point types; integers are left out.
     fn reduction(&self) -> Option<u64> {
         let operand = self.bytes(self.op.input(0))?;
-        if self.dtype(self.op.input(0)) != Some(DType::F32) {
+        if !matches!(self.dtype(self.op.input(0))?, DType::F16 | DType::BF16 | DType::F32 | DType::F64) {
             return Some(0);
         }
-        let result = |width: u64| Some(product(&self.dims(self.op.output(0))?).saturating_mul(width));
-        Some(match self.op.op_type.as_str() {
-            "ReduceMean" | "ReduceSum" if self.reduces_one_side() => 0,
-            "ReduceLogSumExp" => operand.saturating_mul(2).saturating_add(result(4)?),
+        let result = product(&self.dims(self.op.output(0))?);
+        let name = self.op.op_type.as_str();
+        if name.starts_with("Arg") {
+            let rank = self.graph.tensor_type(self.op.input(0)?)?.rank()? as i64;
+            let last = matches!(self.op.int("axis").unwrap_or(0), axis if axis == -1 || axis == rank - 1);
+            return Some(if last {
+                0
+            } else {
+                operand.saturating_mul(2).saturating_add(result.saturating_mul(8))
+            });
+        }
+        let alone = self.reduces_one_side(&self.dims(self.op.input(0))?);
+        Some(match name {
+            "ReduceMean" | "ReduceSum" | "ReduceLogSum" if alone => 0,
+            "ReduceSumSquare" if alone => operand,
+            "ReduceLogSumExp" => operand.saturating_mul(2).saturating_add(self.bytes(self.op.output(0))?),
             "ReduceSumSquare" => operand.saturating_mul(2),
-            "ArgMax" | "ArgMin" if self.reduces_one_side() => 0,
-            "ArgMax" | "ArgMin" => operand.saturating_mul(2).saturating_add(result(8)?),
+            _ if self.op.int("noop_with_empty_axes") == Some(1)
+                && self.axes().is_some_and(|a| a.is_empty()) =>
+            {
+                0
+            }
             _ => operand,
         })
     }
 
-    /// True if the axes that are reduced are the first ones or the last ones; of `ArgMax` the last one.
-    fn reduces_one_side(&self) -> bool {
-        let (op, graph) = (self.op, self.graph);
-        let Some(rank) = op.input(0).and_then(|x| graph.tensor_type(x)?.rank()) else { return false };
-        let place = |axis: i64| if axis < 0 { axis + rank as i64 } else { axis };
-        if op.op_type.starts_with("Arg") {
-            return place(op.int("axis").unwrap_or(0)) == rank as i64 - 1;
+    /// The axes that are reduced, none for all of them; `None` where they are computed.
+    fn axes(&self) -> Option<Vec<i64>> {
+        match (self.op.ints("axes"), self.op.input(1)) {
+            (Some(axes), _) => Some(axes.to_vec()),
+            (None, Some(axes)) => self.graph.constant(axes)?.to_i64().ok(),
+            (None, None) => Some(Vec::new()),
         }
-        let axes = match (op.ints("axes"), op.input(1)) {
-            (Some(axes), _) => axes.to_vec(),
-            (None, Some(axes)) => match graph.constant(axes).and_then(|axes| axes.to_i64().ok()) {
-                Some(axes) => axes,
-                None => return false,
-            },
-            (None, None) => Vec::new(),
-        };
-        let gone: Vec<bool> = (0..rank as i64).map(|axis| axes.iter().any(|&a| place(a) == axis)).collect();
+    }
+
+    /// True if the axes that are reduced are the first ones or the last ones; those of size 1 do not count.
+    fn reduces_one_side(&self, dims: &[u64]) -> bool {
+        let Some(axes) = self.axes() else { return false };
+        let place = |axis: i64| if axis < 0 { axis + dims.len() as i64 } else { axis };
+        let gone = |axis: usize| axes.iter().any(|&a| place(a) == axis as i64);
+        let gone: Vec<bool> = (0..dims.len()).filter(|&axis| dims[axis] != 1).map(gone).collect();
         gone.is_sorted() || gone.is_sorted_by(|a, b| a >= b)
     }
 
@@ -272,6 +285,8 @@ mod tests {
             ("ReduceMean<axes = [0, 2]>(x)", 120),
             ("ReduceMax<axes = [2]>(x)", 120),
             ("ReduceSumSquare<axes = [1]>(x)", 240),
+            ("ReduceSumSquare<axes = [2]>(x)", 120),
+            ("ReduceMax<noop_with_empty_axes = 1>(x)", 0),
             ("ReduceLogSumExp<axes = [1]>(x)", 280),
             ("ArgMax<axis = -1>(x)", 0),
             ("ArgMax<axis = 1>(x)", 320),
@@ -279,6 +294,14 @@ mod tests {
         ] {
             assert_eq!(on_cuda(op), bytes, "{op}");
         }
+    }
+
+    #[test]
+    fn axes_of_size_one_are_on_neither_side() {
+        let text = "g (float[1,3,5] x) => (y) { y = ReduceMean<axes = [1]>(x) }";
+        let mut graph = parse_graph(text, default_opsets()).unwrap();
+        infer_graph(&mut graph);
+        assert_eq!(cuda(&graph, graph.ops().next().unwrap()), Some(Scratch::default()));
     }
 
     #[test]

@@ -62,6 +62,8 @@ fn rule(kernels: Kernels, graph: &Graph, op: &Op) -> Option<Rule> {
             "Elu" | "HardSigmoid" | "LeakyRelu" | "Relu" | "Selu" | "Sigmoid" | "Softplus" | "Softsign"
             | "Tanh" | "ThresholdedRelu",
         ) => first,
+        // No kernels on CUDA: they run on the processor.
+        ("", "Celu" | "Mean") if on_cuda => return None,
         // cpu/activation/activations.cc, cpu/math/clip.cc, cpu/tensor/{cast_op,scatter}.cc.
         ("", "Celu" | "Clip" | "Cast" | "Scatter" | "ScatterElements") => on_cpu(first),
         // cpu/math/softmax.cc: declared for float alone.

@@ -88,6 +88,7 @@ impl OnnxRuntime {
         let no_statistics = || failed("the device's arena has no statistics");
         let kept = session.statistics(device)?.ok_or_else(no_statistics)?.in_use;
         let values = session.inputs(inputs)?;
+        let _turn = super::cuda::turn(&session.ep);
         let mut peaks = Vec::with_capacity(RUNS);
         let mut held = 0;
         for _ in 0..RUNS {

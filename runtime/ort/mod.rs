@@ -132,20 +132,29 @@ impl OnnxRuntime {
         self.open(model, &Setup { settings: settings.into(), ep, exact: false, counted: None })
     }
 
-    /// Makes sure of the execution provider, the driver and the device that sessions on CUDA need.
+    /// Makes sure of the execution provider, the driver and the device that sessions on CUDA need, and that the provider
+    /// takes its options.
     ///
     /// # Errors
-    /// [`RuntimeError::Unavailable`]: what is missing.
+    /// [`RuntimeError::Unavailable`]: what is missing, or wrong with an option.
     pub fn require(&self, ep: &Ep) -> Result<(), RuntimeError> {
         let Ep::Cuda { device, .. } = ep else { return Ok(()) };
         usable(self.library(), &driver(), *device)
-            .map_err(|reason| RuntimeError::Unavailable { runtime: CUDA, reason })
+            .map_err(|reason| RuntimeError::Unavailable { runtime: CUDA, reason })?;
+        let setup = Setup {
+            settings: Settings::from(SessionKind::Default),
+            ep: ep.clone(),
+            exact: false,
+            counted: None,
+        };
+        self.builder(None, &setup).map(drop)
     }
 
     fn open(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<OrtSession, RuntimeError> {
         self.require(&setup.ep)?;
+        let _turn = cuda::turn(&setup.ep);
         let raw = catch(|| {
-            let mut builder = self.builder(model, setup)?;
+            let mut builder = self.builder(model.folder.as_deref(), setup)?;
             builder.commit_from_memory(&model.bytes).map_err(refused)
         })
         .map_err(failed)??;
@@ -160,13 +169,14 @@ impl OnnxRuntime {
         Ok(OrtSession { raw, interface, ep: setup.ep.clone(), elsewhere })
     }
 
-    fn builder(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<SessionBuilder, RuntimeError> {
+    /// A session that is being made for a model whose weights lie in a folder.
+    fn builder(&self, folder: Option<&Path>, setup: &Setup<'_>) -> Result<SessionBuilder, RuntimeError> {
         // Without a policy of ours, `ort` lets ONNX Runtime pick devices by itself.
         let mut builder = SessionBuilder::new(&self.0.environment)
             .map_err(failed)?
             .with_auto_device(AutoDevicePolicy::PreferCPU)
             .map_err(failed)?;
-        if let Some(folder) = &model.folder {
+        if let Some(folder) = folder {
             // The parent of a bare file name is the empty path, which means the current folder.
             let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
             let folder = folder
@@ -226,6 +236,10 @@ impl Backend for OrtBackend {
         let (_, version) = self.name().rsplit_once(' ')?;
         let mut parts = version.split('.').map(|part| part.parse().ok());
         Some((parts.next()??, parts.next()??))
+    }
+
+    fn ep(&self) -> Ep {
+        self.ep.clone()
     }
 
     fn load(&self, model: &ModelFile) -> Result<Box<dyn Session>, RuntimeError> {

@@ -249,7 +249,8 @@ impl<'a> Case<'a> {
         let (ours, theirs) =
             (self.source.file(), ModelFile { bytes, folder: Some(self.source.folder.clone()) });
         let check = runtime::Options {
-            tolerance: tolerance::of(&self.model, outcome, &self.options.runtimes.ep),
+            tolerance: tolerance::of(&self.model, outcome),
+            terms: tolerance::longest_sum(&self.model.graph),
             ..self.check.clone()
         };
         let validations = proof::judge_all(

@@ -120,10 +120,7 @@ impl Planned {
             ),
         }
         if let Kernels::OrtCuda { .. } = options.kernels {
-            note(
-                "what convolutions, and reductions over some axes, ask cuDNN for depends on the device and is not \
-                 counted",
-            );
+            note("what convolutions ask cuDNN for depends on the device and is not counted");
         }
         if let Some(again) = self.patterned.filter(|p| p.first_peak_bytes != self.run.peak_bytes) {
             let bytes = again.first_peak_bytes;

@@ -103,7 +103,8 @@ pub fn validate(reference: &Source, candidate: &Source, options: &Options) -> Re
         inside: false,
         pins: Pins { dims: options.sizes.dims.clone(), shapes: options.sizes.shapes.clone() },
         given: sets.iter().map(|set| set.inputs.clone()).collect(),
-        tolerance: tolerance::between(&ours, &theirs, &options.runtimes.ep),
+        tolerance: tolerance::between(&ours, &theirs),
+        terms: tolerance::longest_sum(&ours.graph).max(tolerance::longest_sum(&theirs.graph)),
         ..runtime::Options::default()
     };
     let (left, right) = (Side { file: &a, graph: &ours.graph }, Side { file: &b, graph: &theirs.graph });
