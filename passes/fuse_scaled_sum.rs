@@ -13,8 +13,8 @@
 //! s*Conv(p, W, B) + c       ~  Conv(p, s*W, s*B + c)        nothing else reads the Conv or W; constants
 //! ```
 //! Class: rounding differs (another order of additions, merged constants). With `--exact`, operators only move.
-//! Left alone: what `nest-scaled-sum` writes, unless the target adds a product in one step; sums of two unscaled terms (residual connections), and whatever would need
-//! more operators than before.
+//! Left alone: what `nest-scaled-sum` writes, unless the target adds a product in one step; sums of two unscaled terms
+//! (residual connections), and whatever would need more operators than before.
 //!
 //! ```onnx
 //! f (float[1,2,4,4] x, float[1,2,4,4] y) => (float[1,2,4,4] z) <float[1] a = {0.5}, float[1] b = {-2.0}, int64[1] axes = {0}> {
