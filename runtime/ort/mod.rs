@@ -138,9 +138,10 @@ impl OnnxRuntime {
     /// # Errors
     /// [`RuntimeError::Unavailable`]: what is missing, or wrong with an option.
     pub fn require(&self, ep: &Ep) -> Result<(), RuntimeError> {
-        let Ep::Cuda { device, .. } = ep else { return Ok(()) };
-        usable(self.library(), &driver(), *device)
-            .map_err(|reason| RuntimeError::Unavailable { runtime: CUDA, reason })?;
+        self.reach(ep)?;
+        if *ep == Ep::Cpu {
+            return Ok(());
+        }
         let setup = Setup {
             settings: Settings::from(SessionKind::Default),
             ep: ep.clone(),
@@ -150,8 +151,15 @@ impl OnnxRuntime {
         self.builder(None, &setup).map(drop)
     }
 
+    /// Makes sure of provider, driver and device alone: whether the options are good shows when the session is made.
+    fn reach(&self, ep: &Ep) -> Result<(), RuntimeError> {
+        let Ep::Cuda { device, .. } = ep else { return Ok(()) };
+        usable(self.library(), &driver(), *device)
+            .map_err(|reason| RuntimeError::Unavailable { runtime: CUDA, reason })
+    }
+
     fn open(&self, model: &ModelFile, setup: &Setup<'_>) -> Result<OrtSession, RuntimeError> {
-        self.require(&setup.ep)?;
+        self.reach(&setup.ep)?;
         let _turn = cuda::turn(&setup.ep);
         let raw = catch(|| {
             let mut builder = self.builder(model.folder.as_deref(), setup)?;
