@@ -1,13 +1,13 @@
 //! Elements that are not in memory as they are wanted, but put together when they are read: a part of a weight, or a
 //! weight with other numbers, which need no memory of their own then.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use crate::DType;
+use crate::{DType, parallel};
 
 /// Runs of a block of memory at equal distances, their elements multiplied or as they are.
 #[derive(Clone, PartialEq, Debug)]
@@ -30,6 +30,9 @@ struct Scale {
     by: Arc<[f64]>,
 }
 
+/// Bytes that a processor looks at before it asks for more: as long as starting a thread takes, and some.
+const SHARE: usize = 1 << 20;
+
 impl Derived {
     /// Bytes to read at a time where all of them are wanted one after the other: a whole number of elements of any type.
     pub const PIECE: usize = 1 << 16;
@@ -51,7 +54,14 @@ impl Derived {
             let (least, most) = magnitudes(dtype, run, smallest, largest);
             by.is_finite() && most * by.abs() <= largest && (*by == 0.0 || least * by.abs() >= smallest)
         };
-        if !block.chunks(each * width).zip(&by).all(fits) {
+        let runs = (SHARE / (each * width)).max(1);
+        let shares: Vec<(&[u8], &[f64])> = block.chunks(runs * each * width).zip(by.chunks(runs)).collect();
+        let all_fit = parallel::in_order(
+            &shares,
+            |(block, by)| block.chunks(each * width).zip(*by).all(fits),
+            |_, fit| if fit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) },
+        );
+        if all_fit.is_break() {
             return None;
         }
         let scale = Some(Scale { dtype, each, by: by.into() });

@@ -16,6 +16,7 @@ mod id;
 pub mod infer;
 mod model;
 mod op;
+pub mod parallel;
 #[cfg(test)]
 mod properties;
 mod rewriter;

@@ -75,12 +75,8 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         driver.run(pass, model)?;
     }
     driver.rest(&early, model)?;
-    let offers = Offers {
-        offering: of(Stage::Offering).collect(),
-        lowering: of(Stage::Lowering).collect(),
-        options,
-        reorder: driver.order_follows,
-    };
+    let (offering, lowering) = (of(Stage::Offering).collect(), of(Stage::Lowering).collect());
+    let offers = Offers::new(offering, lowering, options, driver.order_follows);
     let chosen = match options.offers {
         Some(chosen) => chosen.clone(),
         None => offers.choose(&model.graph, &driver.names),
@@ -106,7 +102,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     for pass in of(Stage::Final) {
         driver.run(pass, model)?;
     }
-    driver.settle_order(&came_as, &layout(&model.graph));
+    driver.settle_order(&came_as, &model.graph);
     if let Some(domain) = imported {
         model.drop_import(domain);
     }
@@ -148,14 +144,18 @@ struct Driver<'a> {
 impl Driver<'_> {
     /// Moving operators back and forth, or taking anchors out and putting them in again, is no edit; leaving them out
     /// is one.
-    fn settle_order(&mut self, came_as: &[String], left_as: &[String]) {
+    fn settle_order(&mut self, came_as: &[String], graph: &Graph) {
         let movers = [schedule_for_memory::ScheduleForMemory.name(), order_anchors::OrderAnchors.name()];
         let others: u64 =
             self.logs.iter().filter(|(name, _)| !movers.contains(name)).map(|(_, log)| log.rewrites).sum();
-        if came_as == left_as && others == 0 {
+        if others > 0 {
+            return;
+        }
+        let stays = came_as == layout(graph);
+        if stays {
             self.logs.values_mut().for_each(|log| log.rewrites = 0);
             self.worst = None;
-        } else if self.edits == 0 && came_as != left_as {
+        } else if self.edits == 0 {
             self.logs.entry(movers[1]).or_default().rewrites = 1;
             self.worst = Some(Safety::Exact);
         }
@@ -253,7 +253,8 @@ fn layout(graph: &Graph) -> Vec<String> {
 /// Bodies first: what they capture may end there.
 fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
     let in_body = std::mem::replace(&mut context.in_body, true);
-    for op in order_of(rewriter.graph()) {
+    let with_bodies = if rewriter.graph().has_bodies() { order_of(rewriter.graph()) } else { Vec::new() };
+    for op in with_bodies {
         rewriter.in_bodies(op, &mut |body| run_everywhere(pass, body, context));
     }
     context.in_body = in_body;

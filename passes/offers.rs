@@ -11,13 +11,13 @@
 //! below it, and what another offer made possible is found again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
-use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer};
+use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer, parallel};
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
-use crate::{Context, Log, Miss, Offer, Options, Pass, operators, order_of, schedule_for_memory};
+use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of, schedule_for_memory};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
 pub(crate) type Key = (&'static str, String);
@@ -49,13 +49,19 @@ const WORK: usize = 300_000;
 /// The passes that take part, and what they may do.
 pub(crate) struct Offers<'a> {
     /// Those that make offers.
-    pub offering: Vec<&'static dyn Pass>,
+    offering: Vec<&'static dyn Pass>,
     /// Those that put the target's operators in.
-    pub lowering: Vec<&'static dyn Pass>,
-    /// What the caller wants.
-    pub options: &'a Options<'a>,
+    lowering: Vec<&'static dyn Pass>,
+    /// What the model is optimized for.
+    planning: &'a Planning,
+    /// The edits that the caller allows.
+    allow: Safety,
+    /// What is little enough, in bytes.
+    budget_bytes: Option<u64>,
+    /// How much more arithmetic a trial may take, as a factor.
+    max_flops_ratio: f64,
     /// True if operators will be put in the best order.
-    pub reorder: bool,
+    reorder: bool,
 }
 
 /// A copy of the graph with some offers taken.
@@ -103,7 +109,25 @@ impl Trial {
     }
 }
 
-impl Offers<'_> {
+impl<'a> Offers<'a> {
+    /// The passes that make offers and those that put the target's operators in, with what the caller wants of them.
+    pub fn new(
+        offering: Vec<&'static dyn Pass>,
+        lowering: Vec<&'static dyn Pass>,
+        options: &'a Options<'_>,
+        reorder: bool,
+    ) -> Offers<'a> {
+        Offers {
+            offering,
+            lowering,
+            planning: &options.planning,
+            allow: options.allow.unwrap_or(Safety::Approximates),
+            budget_bytes: options.budget_bytes,
+            max_flops_ratio: options.max_flops_ratio.unwrap_or(1.0),
+            reorder,
+        }
+    }
+
     /// The offers that pay, and why others do not.
     pub fn choose(&self, graph: &Graph, names: &Names) -> Chosen {
         let mut chosen = Chosen::default();
@@ -112,7 +136,7 @@ impl Offers<'_> {
         if open.is_empty() {
             return chosen;
         }
-        if let Some(size) = self.options.planning.open_size(graph) {
+        if let Some(size) = self.planning.open_size(graph) {
             for pass in open.iter().map(|offer| offer.key.0).collect::<BTreeSet<_>>() {
                 let reason = format!("what pays depends on the size '{size}', which is open");
                 chosen.refused.push((pass, format!("graph '{}'", graph.name()), reason));
@@ -120,19 +144,11 @@ impl Offers<'_> {
             return chosen;
         }
         let Some(start) = self.attempt(graph, names, &nothing) else { return chosen };
-        let mut left = WORK;
-        let mut attempt = |taken: &Taken| {
-            if left == 0 {
-                return Err(Failure::NoWork);
-            }
-            let trial = self.attempt(graph, names, taken).ok_or(Failure::NotKnown)?;
-            left = left.saturating_sub(trial.ops);
-            Ok(trial)
-        };
         let mut search = Search {
-            attempt: &mut attempt,
-            budget_bytes: self.options.budget_bytes,
-            allowed: self.options.max_flops_ratio.unwrap_or(1.0) * start.flops as f64,
+            attempt: &|taken| self.attempt(graph, names, taken),
+            work: WORK,
+            budget_bytes: self.budget_bytes,
+            allowed: self.max_flops_ratio * start.flops as f64,
             most: start.peaks.clone(),
             at_end: false,
             useless: BTreeMap::new(),
@@ -154,11 +170,10 @@ impl Offers<'_> {
     fn attempt(&self, graph: &Graph, names: &Names, taken: &Taken) -> Option<Trial> {
         let mut graph = graph.clone();
         let (mut names, mut fuel) = (names.clone(), None);
-        let allow = self.options.allow.unwrap_or(Safety::Approximates);
         let mut made = HashMap::new();
         let mut refused = BTreeMap::new();
         let taking: Result<(), ()> = self.each(taken, |pass, done| {
-            let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
+            let mut rewriter = Rewriter::new(&mut graph, &mut names, self.allow, &mut fuel);
             let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
             self.take(pass, taken, done, &mut rewriter, &mut made, &mut note);
             rewriter.finish().map_err(drop)?;
@@ -168,13 +183,13 @@ impl Offers<'_> {
         taking.ok()?;
         let open = self.open(&graph, taken);
         // Of standard operators: what the target writes for a sum may multiply by one.
-        let flops = flops(self.options.planning.sized(&graph).graph());
+        let flops = flops(self.planning.sized(&graph).graph());
         let mut log = Log::default();
         for pass in &self.lowering {
-            let mut rewriter = Rewriter::new(&mut graph, &mut names, allow, &mut fuel);
+            let mut rewriter = Rewriter::new(&mut graph, &mut names, self.allow, &mut fuel);
             let mut context = Context {
                 fold_budget: &mut 0,
-                planning: &self.options.planning,
+                planning: self.planning,
                 in_body: false,
                 order_follows: self.reorder,
                 log: &mut log,
@@ -183,7 +198,7 @@ impl Offers<'_> {
             rewriter.finish().ok()?;
             infer::infer_graph(&mut graph);
         }
-        let sized = self.options.planning.sized(&graph);
+        let sized = self.planning.sized(&graph);
         let mut order = order_of(&graph);
         if self.reorder
             && let Some(better) = schedule_for_memory::better_order(&sized, &order).ok()?
@@ -221,7 +236,11 @@ impl Offers<'_> {
         let mut done = BTreeSet::new();
         while done.len() < taken.len() {
             let before = done.len();
-            self.offering.iter().try_for_each(|pass| take(*pass, &mut done))?;
+            for pass in &self.offering {
+                if taken.keys().any(|key| key.0 == pass.name() && !done.contains(key)) {
+                    take(*pass, &mut done)?;
+                }
+            }
             if done.len() == before {
                 break;
             }
@@ -233,7 +252,7 @@ impl Offers<'_> {
     fn open(&self, graph: &Graph, taken: &Taken) -> Vec<Open> {
         let mut open = Vec::new();
         for pass in &self.offering {
-            for offer in pass.offers(graph, &self.options.planning) {
+            for offer in pass.offers(graph, self.planning) {
                 let Some(key) = key_of(*pass, graph, &offer) else { continue };
                 let obstacle = match offer.refused {
                     None => None,
@@ -260,10 +279,7 @@ impl Offers<'_> {
         made: &mut HashMap<String, (Key, usize)>,
         refused: &mut dyn FnMut(&Key, String),
     ) {
-        let planning = &self.options.planning;
-        if taken.keys().all(|key| key.0 != pass.name() || done.contains(key)) {
-            return;
-        }
+        let planning = self.planning;
         for offer in pass.offers(rewriter.graph(), planning) {
             let graph = rewriter.graph();
             let Some(key) = graph.is_live(offer.op).then(|| key_of(pass, graph, &offer)).flatten() else {
@@ -303,8 +319,10 @@ impl Offers<'_> {
 
 /// A search for the trial that needs least, or little enough.
 struct Search<'s> {
-    /// Makes a trial.
-    attempt: &'s mut dyn FnMut(&Taken) -> Result<Trial, Failure>,
+    /// Makes a trial; `None` where a size is not known in it.
+    attempt: &'s (dyn Fn(&Taken) -> Option<Trial> + Sync),
+    /// How many operators the graphs of further trials may have.
+    work: usize,
     /// What is little enough.
     budget_bytes: Option<u64>,
     /// Operations that a trial may have.
@@ -317,15 +335,6 @@ struct Search<'s> {
     useless: BTreeMap<Key, String>,
     /// What was tried before, or cannot be, with the reason.
     reasons: BTreeMap<Key, String>,
-}
-
-/// Why there is no trial.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    /// No work is left.
-    NoWork,
-    /// A size is not known in it.
-    NotKnown,
 }
 
 impl Search<'_> {
@@ -348,10 +357,26 @@ impl Search<'_> {
         }
     }
 
-    fn try_to(&mut self, take: &Taken) -> Result<Trial, Failure> {
-        let trial = (self.attempt)(take);
-        self.at_end |= matches!(trial, Err(Failure::NoWork));
-        trial
+    /// Makes a trial of each and looks at them one after the other, until told to break or no work is left.
+    fn try_each<T: Sync, B>(
+        &mut self,
+        tries: &[(T, Taken)],
+        mut look: impl FnMut(&mut Self, &T, Option<Trial>) -> ControlFlow<B>,
+    ) -> Option<B> {
+        let attempt = self.attempt;
+        let looked = parallel::in_order(
+            tries,
+            |(_, taken)| attempt(taken),
+            |(what, _), trial| {
+                if self.work == 0 {
+                    self.at_end = true;
+                    return ControlFlow::Break(None);
+                }
+                self.work = self.work.saturating_sub(trial.as_ref().map_or(0, |trial| trial.ops));
+                look(self, what, trial).map_break(Some)
+            },
+        );
+        looked.break_value().flatten()
     }
 
     fn fits(&self, trial: &Trial) -> bool {
@@ -379,93 +404,105 @@ impl Search<'_> {
     fn further(&mut self, best: &Trial) -> Option<Trial> {
         let next: Vec<(&Key, &Range<usize>)> =
             best.next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
+        let (together, alone) = steps(&next);
+        let last = together.len().saturating_sub(1);
+        let tries: Vec<((usize, Step), Taken)> = together
+            .into_iter()
+            .chain(alone)
+            .enumerate()
+            .map(|(at, step)| {
+                let mut taken = best.taken.clone();
+                taken.extend(step.iter().cloned());
+                ((at, step), taken)
+            })
+            .collect();
         let mut found: Option<Trial> = None;
-        for step in steps(&next) {
-            // One alone is tried only where all together do not help.
-            if found.is_some() && step.len() < next.len() {
-                break;
-            }
-            let mut taken = best.taken.clone();
-            taken.extend(step.iter().cloned());
-            let trial = match self.try_to(&taken) {
-                Ok(trial) => trial,
-                Err(Failure::NoWork) => break,
-                Err(Failure::NotKnown) => {
-                    if let [(key, _)] = &step[..] {
-                        self.useless.insert(key.clone(), "a size would not be known with it".to_string());
+        self.try_each(&tries, |search, (at, step), trial| {
+            let mut fits = false;
+            match (trial, &step[..]) {
+                (Some(trial), step) => {
+                    let too_much = trial.flops as f64 > search.allowed;
+                    fits = !too_much && trial.no_worse(best) && search.fits(&trial);
+                    if fits || !too_much && trial.beats(best) {
+                        let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
+                        if found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
+                            found = Some(trial);
+                        }
+                    } else if let [(key, _)] = step {
+                        let reason = match trial.refused.get(key) {
+                            Some(reason) => reason.clone(),
+                            None if too_much => "it would take more arithmetic than allowed".to_string(),
+                            None => format!("the peak would not fall below {} bytes", best.peaks[0]),
+                        };
+                        search.useless.insert(key.clone(), reason);
                     }
-                    continue;
                 }
-            };
-            let too_much = trial.flops as f64 > self.allowed;
-            let fits = self.fits(&trial);
-            if !too_much && (trial.beats(best) || trial.no_worse(best) && fits) {
-                let enough = fits || step.len() < next.len();
-                let better =
-                    |found: &Trial| trial.no_worse(found) && (fits || trial.is_below(found, WORTH_A_LEVEL));
-                if found.as_ref().is_none_or(better) {
-                    found = Some(trial);
+                (None, [(key, _)]) => {
+                    search.useless.insert(key.clone(), "a size would not be known with it".to_string());
                 }
-                if enough {
-                    break;
-                }
-            } else if let [(key, _)] = &step[..] {
-                let reason = match trial.refused.get(key) {
-                    Some(reason) => reason.clone(),
-                    None if too_much => "it would take more arithmetic than allowed".to_string(),
-                    None => format!("the peak would not fall below {} bytes", best.peaks[0]),
-                };
-                self.useless.insert(key.clone(), reason);
+                (None, _) => {}
             }
-        }
+            // One alone is tried only where all together do not help.
+            match found.is_some() && (fits || *at >= last) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
         found
     }
 
     /// Takes back what is as good undone, or at a milder level; backwards, because what was needed first is needed most.
     /// All that fits is as good.
     fn take_back(&mut self, mut best: Trial) -> Trial {
-        for (key, level) in best.taken.clone().into_iter().rev() {
-            for milder in std::iter::once(None).chain((0..level).map(Some)) {
+        let mut left: Vec<(Key, usize)> = best.taken.clone().into_iter().collect();
+        loop {
+            let milder = |(key, level): &(Key, usize)| {
+                let levels = std::iter::once(None).chain((0..*level).map(Some));
+                levels.map(|level| (key.clone(), level)).collect::<Vec<_>>()
+            };
+            let without = |(key, level): (Key, Option<usize>)| {
                 let mut fewer = best.taken.clone();
-                match milder {
-                    Some(milder) => _ = fewer.insert(key.clone(), milder),
+                match level {
+                    Some(level) => _ = fewer.insert(key.clone(), level),
                     None => _ = fewer.remove(&key),
                 }
-                let trial = match self.try_to(&fewer) {
-                    Ok(trial) => trial,
-                    Err(Failure::NoWork) => return best,
-                    Err(Failure::NotKnown) => continue,
-                };
-                if trial.no_worse(&best) || self.fits(&trial) {
-                    if milder.is_none() {
-                        let reason = best.refused.get(&key).cloned();
-                        let as_low = || "the peak is as low without it".to_string();
-                        self.useless.insert(key, reason.unwrap_or_else(as_low));
-                    }
-                    best = trial;
-                    break;
+                ((key, level), fewer)
+            };
+            let tries: Vec<_> = left.iter().rev().flat_map(milder).map(without).collect();
+            let as_good = self.try_each(&tries, |search, (key, level), trial| match trial {
+                Some(trial) if trial.no_worse(&best) || search.fits(&trial) => {
+                    ControlFlow::Break((key.clone(), *level, trial))
                 }
+                _ => ControlFlow::Continue(()),
+            });
+            let Some((key, level, trial)) = as_good else { return best };
+            left.truncate(left.iter().position(|(other, _)| *other == key).unwrap_or(0));
+            if level.is_none() {
+                let reason = best.refused.get(&key).cloned();
+                let as_low = || "the peak is as low without it".to_string();
+                self.useless.insert(key, reason.unwrap_or_else(as_low));
             }
+            best = trial;
         }
-        best
     }
 }
 
-/// What to try, one after the other: all offers at once, from the mildest levels on, then each alone.
-fn steps(next: &[(&Key, &Range<usize>)]) -> Vec<Vec<(Key, usize)>> {
+/// Offers that are tried at once, each at a level.
+type Step = Vec<(Key, usize)>;
+
+/// What to try, one after the other: all offers at once, from the mildest levels on, then each alone, where there are
+/// several.
+fn steps(next: &[(&Key, &Range<usize>)]) -> (Vec<Step>, Vec<Step>) {
     let levels = |offers: &[(&Key, &Range<usize>)]| {
         let most = offers.iter().map(|(_, levels)| levels.len()).max().unwrap_or(0);
         let at = |further: usize| {
             let level = |levels: &Range<usize>| (levels.start + further).min(levels.end - 1);
-            offers.iter().map(|(key, levels)| ((*key).clone(), level(levels))).collect::<Vec<_>>()
+            offers.iter().map(|(key, levels)| ((*key).clone(), level(levels))).collect()
         };
-        (0..most).map(at).collect::<Vec<_>>()
+        (0..most).map(at).collect::<Vec<Step>>()
     };
-    let mut steps = levels(next);
-    if next.len() > 1 {
-        steps.extend(next.chunks(1).flat_map(levels));
-    }
-    steps
+    let alone = if next.len() > 1 { next.chunks(1).flat_map(levels).collect() } else { Vec::new() };
+    (levels(next), alone)
 }
 
 fn key_of(pass: &dyn Pass, graph: &Graph, offer: &Offer) -> Option<Key> {
@@ -576,7 +613,7 @@ mod tests {
     fn choose(text: &str, options: &Options<'_>) -> (Taken, Vec<String>) {
         let mut model = parse_model(text).unwrap();
         infer::infer_graph(&mut model.graph);
-        let offers = Offers { offering: vec![&Unroll], lowering: Vec::new(), options, reorder: true };
+        let offers = Offers::new(vec![&Unroll], Vec::new(), options, true);
         let Chosen { taken, refused } = offers.choose(&model.graph, &Names::of(&model));
         (taken, refused.into_iter().map(|(_, node, reason)| format!("{node}: {reason}")).collect())
     }
@@ -713,8 +750,7 @@ mod tests {
     fn taking_for_good_does_what_the_trial_did() {
         let mut model = parse_model(SUMS).unwrap();
         let options = Options::default();
-        let offers =
-            Offers { offering: vec![&Unroll], lowering: Vec::new(), options: &options, reorder: true };
+        let offers = Offers::new(vec![&Unroll], Vec::new(), &options, true);
         let taken = Taken::from([(("unroll", "s".to_string()), 2)]);
         let (mut names, mut fuel) = (Names::of(&model), None);
         let mut rewriter = Rewriter::new(&mut model.graph, &mut names, Safety::Reassociates, &mut fuel);

@@ -53,10 +53,12 @@ PEERS = {
     ],
 }
 COPY = "cp and fsync"
+UNWRITTEN = "dmopt to /dev/null"
 # What a process had in memory before it became another program counts as that program's: this script must not be it.
 LAUNCHER = (
-    "import os, sys; p = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:]); _, s, u = os.wait4(p, 0); "
-    "open(sys.argv[1], 'w').write(str([s, u.ru_utime + u.ru_stime, u.ru_maxrss * 1024 / 1e6]))"
+    "import os, sys, time; b = time.monotonic(); p = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:]); "
+    "_, s, u = os.wait4(p, 0); w = time.monotonic() - b; "
+    "open(sys.argv[1], 'w').write(str([s, w, u.ru_utime + u.ru_stime, u.ru_maxrss * 1024 / 1e6]))"
 )
 
 
@@ -75,7 +77,6 @@ def run(command: list[str], out: Path) -> Run:
     out.mkdir()
     usage = out.with_suffix(".usage")
     usage.unlink(missing_ok=True)
-    begin = time.monotonic()
     launch = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(usage), *command]
     process = subprocess.Popen(launch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     end = threading.Timer(LIMIT_SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))
@@ -83,11 +84,10 @@ def run(command: list[str], out: Path) -> Run:
     message = process.stderr.read().decode(errors="replace")
     process.wait()
     end.cancel()
-    wall = time.monotonic() - begin
-    status, cpu, rss = json.loads(usage.read_text()) if usage.is_file() else (1, math.nan, math.nan)
+    late = not usage.is_file()
+    status, wall, cpu, rss = (1, LIMIT_SECONDS, math.nan, math.nan) if late else json.loads(usage.read_text())
     if status:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        late = wall >= LIMIT_SECONDS
         return Run(wall, cpu, rss, None, "" if late else (lines or [f"status {status}"])[-1][:80])
     nodes = None
     if (out / "out.onnx").is_file():
@@ -100,7 +100,7 @@ def tools(dmopt: Path) -> dict[str, list[str]]:
     python = {name: [sys.executable, *arguments] for name, arguments in PEERS.items()}
     return {
         "dmopt": [*optimize, "{out}/out.onnx"],
-        "dmopt to /dev/null": [*optimize, "/dev/null"],
+        UNWRITTEN: [*optimize, "/dev/null"],
         COPY: ["sh", "-c", 'cp "$1"/* "$2" && sync "$2"/*', "sh", "{folder}", "{out}"],
         **python,
     }
@@ -122,13 +122,15 @@ def measure(model: Path, command: list[str], runs: int) -> Run:
     return best
 
 
-def row(tool: str, found: Run, dmopt: Run | None) -> str:
+def row(tool: str, found: Run, dmopt: Run | None, unwritten: Run | None) -> str:
     if found.failure is not None:
         wall = f"> {LIMIT_SECONDS}" if found.failure == "" else f"fails: {found.failure}"
-        return f"| {tool} | {wall} | | | | | |"
+        return f"| {tool} | {wall} | | | | | | |"
     nodes = "" if found.nodes is None else f"{found.nodes}"
-    ratios = f"{found.wall / dmopt.wall:.1f} | {found.cpu / dmopt.cpu:.1f}" if dmopt else " | "
-    return f"| {tool} | {found.wall:.2f} | {found.cpu:.2f} | {found.rss:.0f} | {nodes} | {ratios} |"
+    walls = [f"{found.wall / of.wall:.1f}" if of else "" for of in (dmopt, unwritten)]
+    cpu = f"{found.cpu / dmopt.cpu:.1f}" if dmopt else ""
+    cells = [tool, f"{found.wall:.2f}", f"{found.cpu:.2f}", f"{found.rss:.0f}", nodes, *walls, cpu]
+    return f"| {' | '.join(cells)} |"
 
 
 def machine() -> str:
@@ -161,10 +163,11 @@ def main() -> int:
         found = {}
         for tool, command in chosen.items():
             found[tool] = measure(model, command, arguments.runs)
-            print(model.parent.name, row(tool, found[tool], None), flush=True)
-        lines = [row(tool, result, found.get("dmopt")) for tool, result in found.items()]
+            print(model.parent.name, row(tool, found[tool], None, None), flush=True)
+        lines = [row(tool, result, found.get("dmopt"), found.get(UNWRITTEN)) for tool, result in found.items()]
         title = f"## {model.parent.name}: {len(graph.node)} nodes, {weights:.0f} MB"
-        columns = ["", "wall, s", "processor, s", "resident, MB", "nodes left", "times dmopt's wall", "processor"]
+        times = ["times dmopt's wall", "its wall to /dev/null", "its processor"]
+        columns = ["", "wall, s", "processor, s", "resident, MB", "nodes left", *times]
         head = f"| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}"
         sections.append("\n".join([title, "", head, *lines]))
     if arguments.markdown:
@@ -172,8 +175,8 @@ def main() -> int:
         versions = ", ".join([version] + [f"{name} {metadata.version(name)}" for name in PEERS])
         meaning = (__doc__ or "").split("\n\n")[2].split("beside it. ")[1].replace("\n", " ")
         about = f"""On {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()} dmopt runs as
-`dmopt optimize IN OUT --no-validate`, with all passes; to /dev/null it writes no weights. The copy is what moving the
-bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX."""
+`dmopt optimize IN OUT --no-validate`, with all passes; to /dev/null it writes no weights, which the others do. The
+copy is what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX."""
         about = textwrap.fill(" ".join(about.split()), 118, break_on_hyphens=False)
         text = f"""# Benchmarks
 

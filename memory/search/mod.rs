@@ -16,6 +16,10 @@ pub(crate) mod late;
 mod tree;
 mod valley;
 
+use std::ops::ControlFlow;
+
+use dmopt_ir::parallel;
+
 use crate::bound::{self, Cuts};
 use crate::heuristics::Heuristic;
 use crate::problem::Problem;
@@ -53,6 +57,9 @@ pub struct Found {
 
 /// Where no answer is to be had, budgets closer together than this part of them are not worth another search.
 const FINE: u64 = 200;
+
+/// Problems of as many operators are ordered by several heuristics at a time.
+const WORTH_THREADS: usize = 2_000;
 
 /// How good an order is for certain.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -99,12 +106,18 @@ pub fn search(problem: &Problem, limits: &Limits) -> Found {
 fn start(problem: &Problem) -> Found {
     let lower_bound_bytes = bound::operator(problem);
     let mut found = Found { order: Vec::new(), peak_bytes: u64::MAX, lower_bound_bytes, states: 0 };
-    for heuristic in Heuristic::ALL {
-        found.offer(problem, heuristic.order(problem));
-        if found.is_optimal() {
-            break;
-        }
-    }
+    let make = |heuristic: &Heuristic| {
+        let order = heuristic.order(problem);
+        (problem.peak(&order), order)
+    };
+    let mut take = |_: &Heuristic, (peak, order)| {
+        found.take(peak, order);
+        if found.is_optimal() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let _ = match problem.len() < WORTH_THREADS {
+        true => Heuristic::ALL.iter().try_for_each(|heuristic| take(heuristic, make(heuristic))),
+        false => parallel::in_order(&Heuristic::ALL, make, take),
+    };
     found
 }
 
@@ -230,7 +243,11 @@ impl Found {
 
     /// Takes an order if it is better.
     fn offer(&mut self, problem: &Problem, order: Vec<usize>) {
-        let peak = problem.peak(&order);
+        self.take(problem.peak(&order), order);
+    }
+
+    /// The same of an order whose peak is known.
+    fn take(&mut self, peak: u64, order: Vec<usize>) {
         if peak < self.peak_bytes {
             (self.order, self.peak_bytes) = (order, peak);
         }
