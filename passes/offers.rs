@@ -5,7 +5,8 @@
 //! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
 //! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
 //! back, wholly or to a milder level, without a higher peak (or one that does not fit) is taken back, so no more is
-//! changed than pays. Where that brings the peak down, which is elsewhere then, it begins again.
+//! changed than pays. Where that brings the peak down, which is elsewhere then, it begins again. In the end, what came to
+//! nothing together is tried once more, with a longer search for the order, where that can bring the peak far down.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
@@ -17,7 +18,8 @@ use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer, parallel};
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
-use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of, schedule_for_memory};
+use crate::schedule_for_memory::{CAREFUL, Effort, QUICK, better_order};
+use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
 pub(crate) type Key = (&'static str, String);
@@ -39,6 +41,9 @@ const WORTHWHILE: u64 = 256;
 
 /// Going one level further, which makes more and smaller operators, has to bring it down by one part in this many.
 const WORTH_A_LEVEL: u64 = 32;
+
+/// A longer search for the order of a trial has to be able to bring the peak down by one part in this many.
+const WORTH_CARE: u64 = 6;
 
 /// Steps that need this share of the peak, in parts of 64, are looked at together with it.
 const NEAR_PEAK: u64 = 63;
@@ -75,6 +80,8 @@ struct Trial {
     flops: u128,
     /// Number of operators, those of bodies too.
     ops: usize,
+    /// Bytes below which a longer search for their order would not get.
+    least_bytes: u64,
     /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
     /// Why an offer that is in `taken`, or would be in `next`, comes to nothing.
@@ -102,6 +109,11 @@ impl Trial {
     fn is_below(&self, other: &Trial, parts: u64) -> bool {
         let (now, before) = (self.peaks[0], other.peaks[0]);
         now + before / parts < before
+    }
+
+    /// True if a longer search for the order might bring this far below another.
+    fn may_beat(&self, other: &Trial) -> bool {
+        self.least_bytes < other.peaks[0] - other.peaks[0] / WORTH_CARE
     }
 
     fn no_worse(&self, other: &Trial) -> bool {
@@ -143,10 +155,12 @@ impl<'a> Offers<'a> {
             }
             return chosen;
         }
-        let Some(start) = self.attempt(graph, names, &nothing) else { return chosen };
+        let Some(start) = self.attempt(graph, names, &nothing, &QUICK) else { return chosen };
         let mut search = Search {
-            attempt: &|taken| self.attempt(graph, names, taken),
+            attempt: &|taken, effort| self.attempt(graph, names, taken, effort),
+            is_careful: false,
             work: WORK,
+            futile: BTreeMap::new(),
             budget_bytes: self.budget_bytes,
             allowed: self.max_flops_ratio * start.flops as f64,
             most: start.peaks.clone(),
@@ -167,7 +181,7 @@ impl<'a> Offers<'a> {
     }
 
     /// A trial with these offers taken; `None` where sizes are not known.
-    fn attempt(&self, graph: &Graph, names: &Names, taken: &Taken) -> Option<Trial> {
+    fn attempt(&self, graph: &Graph, names: &Names, taken: &Taken, effort: &Effort) -> Option<Trial> {
         let mut graph = graph.clone();
         let (mut names, mut fuel) = (names.clone(), None);
         let mut made = HashMap::new();
@@ -200,10 +214,10 @@ impl<'a> Offers<'a> {
         }
         let sized = self.planning.sized(&graph);
         let mut order = order_of(&graph);
-        if self.reorder
-            && let Some(better) = schedule_for_memory::better_order(&sized, &order).ok()?
-        {
-            order = better;
+        let mut least_bytes = u64::MAX;
+        if self.reorder {
+            let (better, least) = better_order(&sized, &order, effort).ok()?;
+            (order, least_bytes) = (better.unwrap_or(order), least);
         }
         let timelines = sized.timelines_in(&order).ok()?;
         let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
@@ -224,7 +238,7 @@ impl<'a> Offers<'a> {
             }
         }
         let ops = operators(&graph);
-        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops, next, refused })
+        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops, least_bytes, next, refused })
     }
 
     /// Lets each pass take what is in `taken`, and again while that makes more possible. `take` adds to what is done.
@@ -320,7 +334,11 @@ impl<'a> Offers<'a> {
 /// A search for the trial that needs least, or little enough.
 struct Search<'s> {
     /// Makes a trial; `None` where a size is not known in it.
-    attempt: &'s (dyn Fn(&Taken) -> Option<Trial> + Sync),
+    attempt: &'s (dyn Fn(&Taken, &Effort) -> Option<Trial> + Sync),
+    /// True in the end, when the orders of trials are searched longer and all offers are tried together or not at all.
+    is_careful: bool,
+    /// Trials that got no further, and whether a longer search for their order would not, either.
+    futile: BTreeMap<Taken, bool>,
     /// How many operators the graphs of further trials may have.
     work: usize,
     /// What is little enough.
@@ -338,7 +356,22 @@ struct Search<'s> {
 }
 
 impl Search<'_> {
-    fn run(&mut self, mut best: Trial) -> Trial {
+    fn run(&mut self, start: Trial) -> Trial {
+        let best = self.settle(start);
+        if self.at_end || self.fits(&best) {
+            return best;
+        }
+        self.is_careful = true;
+        self.futile.retain(|_, is_certain| *is_certain);
+        self.reasons.append(&mut self.useless);
+        match self.further(&best) {
+            Some(trial) => self.settle(trial),
+            None => best,
+        }
+    }
+
+    /// Takes and takes back until nothing helps.
+    fn settle(&mut self, mut best: Trial) -> Trial {
         loop {
             let (low, lowest) = self.descend(best);
             best = self.take_back(low.clone());
@@ -361,13 +394,13 @@ impl Search<'_> {
     fn try_each<T: Sync, B>(
         &mut self,
         tries: &[(T, Taken)],
-        mut look: impl FnMut(&mut Self, &T, Option<Trial>) -> ControlFlow<B>,
+        mut look: impl FnMut(&mut Self, &(T, Taken), Option<Trial>) -> ControlFlow<B>,
     ) -> Option<B> {
-        let attempt = self.attempt;
+        let (attempt, effort) = (self.attempt, if self.is_careful { &CAREFUL } else { &QUICK });
         let looked = parallel::in_order(
             tries,
-            |(_, taken)| attempt(taken),
-            |(what, _), trial| {
+            |(_, taken)| attempt(taken, effort),
+            |what, trial| {
                 if self.work == 0 {
                     self.at_end = true;
                     return ControlFlow::Break(None);
@@ -405,45 +438,49 @@ impl Search<'_> {
         let next: Vec<(&Key, &Range<usize>)> =
             best.next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
         let (together, alone) = steps(&next);
-        let last = together.len().saturating_sub(1);
-        let tries: Vec<((usize, Step), Taken)> = together
-            .into_iter()
-            .chain(alone)
-            .enumerate()
-            .map(|(at, step)| {
-                let mut taken = best.taken.clone();
-                taken.extend(step.iter().cloned());
-                ((at, step), taken)
-            })
-            .collect();
+        let try_of = |step: Step| {
+            let mut taken = best.taken.clone();
+            taken.extend(step.iter().cloned());
+            ((step, true), taken)
+        };
+        let is_open = |(_, taken): &(_, Taken)| !self.futile.contains_key(taken);
+        let mut tries: Vec<((Step, bool), Taken)> =
+            together.into_iter().map(try_of).filter(is_open).collect();
+        // One alone is tried only where all together do not help at any level.
+        tries.iter_mut().rev().skip(1).for_each(|((_, is_enough), _)| *is_enough = false);
+        if !self.is_careful {
+            tries.extend(alone.into_iter().map(try_of).filter(is_open));
+        }
         let mut found: Option<Trial> = None;
-        self.try_each(&tries, |search, (at, step), trial| {
-            let mut fits = false;
-            match (trial, &step[..]) {
-                (Some(trial), step) => {
-                    let too_much = trial.flops as f64 > search.allowed;
-                    fits = !too_much && trial.no_worse(best) && search.fits(&trial);
-                    if fits || !too_much && trial.beats(best) {
-                        let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
-                        if found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
-                            found = Some(trial);
-                        }
-                    } else if let [(key, _)] = step {
-                        let reason = match trial.refused.get(key) {
-                            Some(reason) => reason.clone(),
-                            None if too_much => "it would take more arithmetic than allowed".to_string(),
-                            None => format!("the peak would not fall below {} bytes", best.peaks[0]),
+        self.try_each(&tries, |search, ((step, is_enough), taken), trial| {
+            let too_much = trial.as_ref().is_some_and(|trial| trial.flops as f64 > search.allowed);
+            let fits =
+                trial.as_ref().is_some_and(|trial| !too_much && trial.no_worse(best) && search.fits(trial));
+            match trial {
+                Some(trial) if fits || !too_much && trial.beats(best) => {
+                    let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
+                    if found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
+                        found = Some(trial);
+                    }
+                }
+                trial => {
+                    let is_certain = too_much || trial.as_ref().is_none_or(|trial| !trial.may_beat(best));
+                    search.futile.insert(taken.clone(), is_certain);
+                    if let [(key, _)] = &step[..] {
+                        let refused = |trial: Trial| trial.refused.get(key).cloned();
+                        let reason = match trial.map(refused) {
+                            None => "a size would not be known with it".to_string(),
+                            Some(Some(reason)) => reason,
+                            Some(None) if too_much => {
+                                "it would take more arithmetic than allowed".to_string()
+                            }
+                            Some(None) => format!("the peak would not fall below {} bytes", best.peaks[0]),
                         };
                         search.useless.insert(key.clone(), reason);
                     }
                 }
-                (None, [(key, _)]) => {
-                    search.useless.insert(key.clone(), "a size would not be known with it".to_string());
-                }
-                (None, _) => {}
             }
-            // One alone is tried only where all together do not help.
-            match found.is_some() && (fits || *at >= last) {
+            match found.is_some() && (fits || *is_enough) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
@@ -469,7 +506,7 @@ impl Search<'_> {
                 ((key, level), fewer)
             };
             let tries: Vec<_> = left.iter().rev().flat_map(milder).map(without).collect();
-            let as_good = self.try_each(&tries, |search, (key, level), trial| match trial {
+            let as_good = self.try_each(&tries, |search, ((key, level), _), trial| match trial {
                 Some(trial) if trial.no_worse(&best) || search.fits(&trial) => {
                     ControlFlow::Break((key.clone(), *level, trial))
                 }
@@ -728,12 +765,47 @@ mod tests {
             crests,
             flops: 0,
             ops: 0,
+            least_bytes: 0,
             next: BTreeMap::new(),
             refused: BTreeMap::new(),
         };
         let beats = |a: (u64, usize), b: (u64, usize)| trial(a.0, a.1).beats(&trial(b.0, b.1));
         assert!(beats((1000, 1), (1000, 2)) && beats((900, 3), (1000, 2)));
         assert!(!beats((1000, 2), (1000, 2)) && !beats((1001, 1), (1000, 2)) && !beats((999, 2), (1000, 2)));
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_tried_with_a_longer_search_where_that_can_help() {
+        let offer = || ("unroll", "y".to_string());
+        let chosen = |least_bytes| {
+            let trial = |taken: &Taken, peak| Trial {
+                taken: taken.clone(),
+                peaks: vec![peak],
+                crests: 1,
+                flops: 0,
+                ops: 1,
+                least_bytes,
+                next: if taken.is_empty() { BTreeMap::from([(offer(), 0..1)]) } else { BTreeMap::new() },
+                refused: BTreeMap::new(),
+            };
+            let mut search = Search {
+                attempt: &|taken, effort| {
+                    Some(trial(taken, if taken.is_empty() || *effort == QUICK { 1000 } else { 700 }))
+                },
+                is_careful: false,
+                futile: BTreeMap::new(),
+                work: WORK,
+                budget_bytes: None,
+                allowed: 0.0,
+                most: vec![1000],
+                at_end: false,
+                useless: BTreeMap::new(),
+                reasons: BTreeMap::new(),
+            };
+            search.run(trial(&Taken::new(), 1000)).taken
+        };
+        assert_eq!(chosen(700), Taken::from([(offer(), 0)]));
+        assert_eq!(chosen(900), Taken::new());
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Pass for ScheduleForMemory {
         let [first, _, ..] = order[..] else { return };
         match best(&context.planning.sized(graph), &order, &THOROUGH) {
             Err(unknown) => context.log.refuse(format!("graph '{}'", graph.name()), unknown.to_string()),
-            Ok(Best { order, schedule, again }) => {
+            Ok(Best { order, schedule, again, .. }) => {
                 let name = graph.name().to_string();
                 context.log.schedule(Schedule { graph: name, in_body: context.in_body, ..schedule });
                 let Some(order) = order else { return };
@@ -85,7 +85,8 @@ impl Pass for ScheduleForMemory {
 }
 
 /// What finding an order may cost.
-struct Effort {
+#[derive(PartialEq, Eq)]
+pub(crate) struct Effort {
     search: Limits,
     /// Operators whose place in the runtime's plan may be computed to change what the search found.
     planned: usize,
@@ -98,21 +99,32 @@ const LONG: u64 = 10_000;
 const THOROUGH: Effort = Effort { search: Limits { states: 100_000, steps: 20_000_000 }, planned: 300_000 };
 
 /// For one of many trials.
-const TRIAL: Effort = Effort { search: Limits { states: 1_000, steps: 400_000 }, planned: 0 };
+pub(crate) const QUICK: Effort = Effort { search: Limits { states: 1_000, steps: 400_000 }, planned: 0 };
 
-/// An order that needs less than this one, if one is found.
+/// For one of some trials.
+pub(crate) const CAREFUL: Effort = Effort { search: Limits { states: 20_000, steps: 8_000_000 }, planned: 0 };
+
+/// An order that needs less than this one, if one is found, and the bytes below which no more effort would get.
 ///
 /// # Errors
 /// A size is not known.
-pub(crate) fn better_order(sized: &Sized<'_>, order: &[OpId]) -> Result<Option<Vec<OpId>>, Unknown> {
-    best(sized, order, &TRIAL).map(|best| best.order)
+pub(crate) fn better_order(
+    sized: &Sized<'_>,
+    order: &[OpId],
+    effort: &Effort,
+) -> Result<(Option<Vec<OpId>>, u64), Unknown> {
+    let Best { order, schedule, is_done, .. } = best(sized, order, effort)?;
+    let least = if is_done { schedule.after_bytes } else { schedule.lower_bound_bytes.unwrap_or(0) };
+    Ok((order, least))
 }
 
 /// An order that needs less than that of the file, if there is one, and what is known about it.
 struct Best {
     order: Option<Vec<OpId>>,
     schedule: Schedule,
-    /// The search was short and found what is best by its own count, which is below that of the runtime's plan: from the
+    /// The search found what is best by its own count.
+    is_done: bool,
+    /// The search was short, and done, and what it found is below what the runtime's plan comes to: from the
     /// new order on, moving operators around the peak of that may get further.
     again: bool,
 }
@@ -134,10 +146,9 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
         lower_bound_bytes: (!sized.graph().has_bodies()).then_some(found.lower_bound_bytes),
         states: found.states,
     };
-    let again = found.peak_bytes <= found.lower_bound_bytes
-        && found.peak_bytes < schedule.after_bytes
-        && found.states <= LONG;
-    Ok(Best { order: is_better.then_some(better), schedule, again })
+    let is_done = found.peak_bytes <= found.lower_bound_bytes;
+    let again = is_done && found.peak_bytes < schedule.after_bytes && found.states <= LONG;
+    Ok(Best { order: is_better.then_some(better), schedule, is_done, again })
 }
 
 /// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less

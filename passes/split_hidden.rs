@@ -9,7 +9,8 @@
 //! likewise for ConvTranspose, Gemm and MatMul, for several layers that make the hidden channels (gated MLPs), and for
 //! several that read them. A residual that is added to the result is the first summand. Multiplications stay as many as
 //! they were; K is 2, 4, 8, 16 or 32, up to slices of four channels, and as small as brings the predicted peak of the
-//! whole graph down. `--split-hidden K` takes K slices everywhere instead.
+//! whole graph down. Slices of more than four channels are whole blocks of eight, and K so much smaller.
+//! `--split-hidden K` takes K slices everywhere instead.
 //!
 //! Class: rounding differs (another order of additions). A sum over some channels can overflow where that over all does
 //! not, next to the largest number of the type; NaN and infinity come out as before otherwise.
@@ -100,11 +101,15 @@ use crate::{Context, Miss, Offer, Pass, Planning, Stage};
 /// See the header of this file.
 pub struct SplitHidden;
 
-/// Slices at each level.
+/// Slices at each level, or as many fewer as are no wider.
 const COUNTS: [u64; 5] = [2, 4, 8, 16, 32];
 
 /// Layers in the place of those that read the hidden channels: slices of slices would soon be too small to be fast.
 const MOST_LAYERS: u64 = 32;
+
+/// In a default session, ONNX Runtime computes convolutions in blocks of so many channels (twice as many where vectors of
+/// the processor are twice as wide), and depthwise ones with other numbers of channels several times as slowly.
+const BLOCK: u64 = 8;
 
 /// Slices have at least so many channels, unless the caller says how many there are.
 const LEAST: u64 = 4;
@@ -148,8 +153,8 @@ impl Pass for SplitHidden {
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
         let region = channels::region_of(graph, offer)?;
-        match COUNTS.get(level) {
-            Some(&count) if is_wanted(&region) => region.in_parts(&slices(&region, count)?),
+        match count_at(&region, level) {
+            Some(count) if is_wanted(&region) => region.in_parts(&slices(&region, count)?),
             _ => Err(Miss::NoMatch),
         }
     }
@@ -166,18 +171,47 @@ fn is_wanted(region: &Region<'_>) -> bool {
 }
 
 fn levels(region: &Region<'_>) -> usize {
-    let most = region.most_parts().min(region.channels / LEAST).min(MOST_LAYERS / region.sinks.len() as u64);
-    COUNTS.iter().filter(|&&count| count <= most).count()
+    let most = region.most_parts().min(MOST_LAYERS / region.sinks.len() as u64);
+    let mut before = 1;
+    let is_finer = |&level: &usize| {
+        let count = count_at(region, level).unwrap_or(0);
+        count <= most && count > std::mem::replace(&mut before, count)
+    };
+    (0..COUNTS.len()).take_while(is_finer).count()
+}
+
+/// The number of slices at a level.
+fn count_at(region: &Region<'_>, level: usize) -> Option<u64> {
+    let count = *COUNTS.get(level)?;
+    let units = region.channels / unit(region, count);
+    let slices = units.div_ceil(units.div_ceil(count));
+    (slices * LEAST <= region.channels).then_some(slices)
+}
+
+/// Channels that stay together in about so many slices.
+fn unit(region: &Region<'_>, count: u64) -> u64 {
+    let grain = region.grain;
+    let blocks = grain * (BLOCK >> grain.trailing_zeros().min(BLOCK.trailing_zeros()));
+    let nearly = 2 * region.channels > count * BLOCK && 2 * blocks <= region.channels;
+    if nearly { blocks } else { grain }
 }
 
 /// The channels in this many slices of about equal width, or as many as there can be.
 fn slices(region: &Region<'_>, count: u64) -> Result<Vec<Range<u64>>, Miss> {
-    let groups = region.channels / region.grain;
     let count = count.min(region.most_parts());
     if count < 2 {
         return Err(Miss::NoEffect);
     }
-    let border = |slice: u64| groups * slice / count * region.grain;
+    let unit = match unit(region, count) {
+        unit if unit * count <= region.channels => unit,
+        _ => region.grain,
+    };
+    let units = region.channels / unit;
+    // The last ones are the narrowest, but for what is left of a unit.
+    let border = |slice: u64| match slice < count {
+        true => (units * slice).div_ceil(count) * unit,
+        false => region.channels,
+    };
     Ok((0..count).map(|slice| border(slice)..border(slice + 1)).collect())
 }
 
@@ -284,9 +318,34 @@ mod tests {
 
     #[test]
     fn slices_can_be_asked_for_and_keep_groups_whole() {
-        assert_eq!(forced(2), (vec![4, 6], vec![]));
-        assert_eq!(forced(99), (vec![4, 6], vec![]));
+        assert_eq!(forced(2), (vec![6, 4], vec![]));
+        assert_eq!(forced(99), (vec![6, 4], vec![]));
         assert_eq!(forced(1), (vec![10], vec![]));
+    }
+
+    /// Channels in each slice of a block with depthwise convolution, at a level.
+    fn widths(channels: u64, level: usize) -> Option<Vec<u64>> {
+        let numbers = |count: u64| (1..=count).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+        let one = numbers(channels);
+        let text = format!(
+            "f (float[1,1,3] x) => (float[1,1,3] y)
+             <float[{channels},1,1] e = {{{one}}}, float[{channels},1,1] d = {{{one}}}, float[1,{channels},1] p = {{{one}}}> {{
+                h = Conv(x, e)  g = Conv<group = {channels}>(h, d)  y = Conv(g, p) }}"
+        );
+        let graph = take(&SplitHidden, &text, level).ok()?.graph;
+        let groups = graph.order().unwrap().into_iter().filter_map(|op| graph.op(op).int("group"));
+        Some(groups.map(|count| count as u64).collect())
+    }
+
+    #[test]
+    fn slices_of_more_than_four_channels_are_whole_blocks_of_eight() {
+        assert_eq!(widths(96, 1), Some(vec![24; 4]));
+        assert_eq!(widths(96, 2), Some(vec![16; 6]));
+        assert_eq!(widths(96, 3), Some(vec![8; 12]));
+        assert_eq!(widths(36, 1), Some(vec![8, 8, 8, 12]));
+        assert_eq!(widths(64, 3), Some(vec![4; 16]));
+        assert_eq!(widths(12, 0), Some(vec![6; 2]));
+        assert_eq!(widths(12, 1), None);
     }
 
     #[test]
