@@ -123,6 +123,14 @@ pub trait Backend {
             reason: "it does not report memory".to_string(),
         })
     }
+
+    /// The most that any run of a model takes: that [memory](Backend::memory) alone.
+    ///
+    /// # Errors
+    /// See [`Backend::memory`].
+    fn peak(&self, model: &ModelFile, inputs: &[Named]) -> Result<Peak, RuntimeError> {
+        Ok(self.memory(model, inputs)?.peak())
+    }
 }
 
 /// A loaded model. Sessions of two models may run at the same time.

@@ -187,5 +187,5 @@ pub(crate) fn measured_peak(
     let interface = ort.load(&file)?.interface().clone();
     let sizes = runtime::inputs::assignments(&interface, &check.pins)?.into_iter().next().unwrap_or_default();
     let inputs: Vec<Named> = check.inputs(&interface, &sizes, check.seed)?;
-    Ok(ort.memory(&file, &inputs)?.peak().bytes)
+    Ok(ort.peak(&file, &inputs)?.bytes)
 }

@@ -262,6 +262,10 @@ impl Backend for OrtBackend {
     fn memory(&self, model: &ModelFile, inputs: &[Named]) -> Result<Memory, RuntimeError> {
         self.runtime.memory(model, self.settings, self.ep.clone(), inputs)
     }
+
+    fn peak(&self, model: &ModelFile, inputs: &[Named]) -> Result<Peak, RuntimeError> {
+        self.runtime.peak(model, self.settings, self.ep.clone(), inputs)
+    }
 }
 
 /// A model loaded in ONNX Runtime.
