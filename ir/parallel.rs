@@ -1,5 +1,6 @@
 //! Work shared among processors.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::ops::ControlFlow;
@@ -7,30 +8,57 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-/// More threads than this only make more ahead that nobody wants.
+/// More threads than this mostly make what nobody waits for.
 const MOST_THREADS: usize = 8;
 
-/// Makes something of each item, on as many processors as there are, and hands it over in the order of the items until
-/// told to break, so what comes of it is the same on any machine. What was made of later items by then is dropped.
+/// What the main thread of a process mostly has, in bytes: bodies may be nested deeply.
+const STACK: usize = 8 << 20;
+
+thread_local! {
+    /// True in a thread of this file: what is shared within it is not shared again.
+    static IS_SHARE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How many threads can run at once.
+pub fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Makes something of each item, on several processors, and hands it over in the order of the items until told to break.
+/// What was made of later items by then is dropped, so what comes of it is the same on any machine.
 ///
 /// # Panics
 /// Where `make` does.
 pub fn in_order<T: Sync, R: Send, B>(
     items: &[T],
     make: impl Fn(&T) -> R + Sync,
+    take: impl FnMut(&T, R) -> ControlFlow<B>,
+) -> ControlFlow<B> {
+    in_order_on(processors().min(MOST_THREADS), items, make, take)
+}
+
+/// The same on so many threads at most.
+///
+/// # Panics
+/// Where `make` does.
+pub fn in_order_on<T: Sync, R: Send, B>(
+    threads: usize,
+    items: &[T],
+    make: impl Fn(&T) -> R + Sync,
     mut take: impl FnMut(&T, R) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
-    let processors = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = processors.min(items.len()).min(MOST_THREADS);
+    let threads = if IS_SHARE.get() { 1 } else { threads.min(items.len()) };
     if threads < 2 {
         return items.iter().try_for_each(|item| take(item, make(item)));
     }
     let (next, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
-        for _ in 0..threads {
+        let spawn = |_| {
             let (sender, next, enough, make) = (sender.clone(), &next, &enough, &make);
-            scope.spawn(move || {
+            let work = move || {
+                IS_SHARE.set(true);
+                let _stop = StopInPanic(enough);
                 while !enough.load(Ordering::Relaxed) {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(at) else { break };
@@ -38,7 +66,12 @@ pub fn in_order<T: Sync, R: Send, B>(
                         break;
                     }
                 }
-            });
+            };
+            thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()
+        };
+        // A thread that cannot be had is work for the others.
+        if (0..threads).map_while(spawn).count() == 0 {
+            return items.iter().try_for_each(|item| take(item, make(item)));
         }
         drop(sender);
         let mut early = BTreeMap::new();
@@ -61,42 +94,72 @@ pub fn in_order<T: Sync, R: Send, B>(
     })
 }
 
+/// Stops the other threads where this one panics.
+struct StopInPanic<'a>(&'a AtomicBool);
+
+impl Drop for StopInPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_of_items_comes_in_their_order() {
+    fn what_is_made_of_items_comes_in_their_order_on_any_number_of_threads() {
         let items: Vec<u64> = (0..100).collect();
-        let mut taken = Vec::new();
         // The first ones take longest.
         let make = |&n: &u64| (0..100_000 / (n + 1)).map(std::hint::black_box).fold(n, |n, _| n);
-        let all = in_order(&items, make, |item, made| {
-            assert_eq!(*item, made);
-            taken.push(made);
-            ControlFlow::<()>::Continue(())
-        });
-        assert_eq!((all, taken), (ControlFlow::Continue(()), items));
+        for threads in [1, 2, 8] {
+            let mut taken = Vec::new();
+            let all = in_order_on(threads, &items, make, |item, made| {
+                assert_eq!(*item, made);
+                taken.push(made);
+                ControlFlow::<()>::Continue(())
+            });
+            assert_eq!((all, &taken), (ControlFlow::Continue(()), &items), "{threads}");
+        }
     }
 
     #[test]
     fn nothing_is_handed_over_after_a_break() {
         let items: Vec<u64> = (0..1000).collect();
-        let mut count = 0;
-        let broke = in_order(
-            &items,
-            |n| *n,
-            |_, n| {
+        for threads in [1, 2, 8] {
+            let mut count = 0;
+            let take = |_: &u64, n| {
                 count += 1;
                 if n == 10 { ControlFlow::Break(n) } else { ControlFlow::Continue(()) }
-            },
-        );
-        assert_eq!((broke, count), (ControlFlow::Break(10), 11));
+            };
+            assert_eq!(in_order_on(threads, &items, |n| *n, take), ControlFlow::Break(10));
+            assert_eq!(count, 11, "{threads}");
+        }
+    }
+
+    #[test]
+    fn what_is_shared_within_a_share_stays_in_its_thread() {
+        let nested = |_: &()| {
+            let here = thread::current().id();
+            in_order_on(
+                2,
+                &[(); 4],
+                |_| thread::current().id() == here,
+                |_, is_here| match is_here {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                },
+            )
+        };
+        assert_eq!(in_order_on(2, &[(); 2], nested, |_, inner| inner), ControlFlow::Continue(()));
     }
 
     #[test]
     #[should_panic]
     fn a_panic_does_not_get_lost() {
-        let _ = in_order(&[1, 2, 3], |n| assert_ne!(*n, 2), |_, ()| ControlFlow::<()>::Continue(()));
+        let make = |n: &i32| assert_ne!(*n, 2);
+        let _ = in_order_on(2, &[1, 2, 3], make, |_, ()| ControlFlow::<()>::Continue(()));
     }
 }

@@ -6,7 +6,7 @@
 //! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
 //! back, wholly or to a milder level, without a higher peak (or one that does not fit) is taken back, so no more is
 //! changed than pays. Where that brings the peak down, which is elsewhere then, it begins again. In the end, what came to
-//! nothing together is tried once more, with a longer search for the order, where that can bring the peak far down.
+//! nothing together is tried once more with a longer search for the order, where the search may have missed much.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
@@ -18,7 +18,7 @@ use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer, parallel};
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
-use crate::schedule_for_memory::{CAREFUL, Effort, QUICK, better_order};
+use crate::schedule_for_memory::{CARE, CAREFUL, Effort, QUICK, better_order};
 use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
@@ -42,7 +42,7 @@ const WORTHWHILE: u64 = 256;
 /// Going one level further, which makes more and smaller operators, has to bring it down by one part in this many.
 const WORTH_A_LEVEL: u64 = 32;
 
-/// A longer search for the order of a trial has to be able to bring the peak down by one part in this many.
+/// A longer search for the order of a trial has to bring it down by one part in this many.
 const WORTH_CARE: u64 = 6;
 
 /// Steps that need this share of the peak, in parts of 64, are looked at together with it.
@@ -80,7 +80,7 @@ struct Trial {
     flops: u128,
     /// Number of operators, those of bodies too.
     ops: usize,
-    /// Bytes below which a longer search for their order would not get.
+    /// What a longer search for their order may come to, in bytes; that it would not get below this is likely, not certain.
     least_bytes: u64,
     /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
@@ -109,11 +109,6 @@ impl Trial {
     fn is_below(&self, other: &Trial, parts: u64) -> bool {
         let (now, before) = (self.peaks[0], other.peaks[0]);
         now + before / parts < before
-    }
-
-    /// True if a longer search for the order might bring this far below another.
-    fn may_beat(&self, other: &Trial) -> bool {
-        self.least_bytes < other.peaks[0] - other.peaks[0] / WORTH_CARE
     }
 
     fn no_worse(&self, other: &Trial) -> bool {
@@ -160,7 +155,7 @@ impl<'a> Offers<'a> {
             attempt: &|taken, effort| self.attempt(graph, names, taken, effort),
             is_careful: false,
             work: WORK,
-            futile: BTreeMap::new(),
+            uncertain: Vec::new(),
             budget_bytes: self.budget_bytes,
             allowed: self.max_flops_ratio * start.flops as f64,
             most: start.peaks.clone(),
@@ -335,10 +330,10 @@ impl<'a> Offers<'a> {
 struct Search<'s> {
     /// Makes a trial; `None` where a size is not known in it.
     attempt: &'s (dyn Fn(&Taken, &Effort) -> Option<Trial> + Sync),
-    /// True in the end, when the orders of trials are searched longer and all offers are tried together or not at all.
+    /// True in the end, when the orders of trials are searched longer and offers are tried together or not at all.
     is_careful: bool,
-    /// Trials that got no further, and whether a longer search for their order would not, either.
-    futile: BTreeMap<Taken, bool>,
+    /// What came to nothing together when it was last tried to get further, and may come to much with a longer search.
+    uncertain: Vec<Step>,
     /// How many operators the graphs of further trials may have.
     work: usize,
     /// What is little enough.
@@ -358,16 +353,36 @@ struct Search<'s> {
 impl Search<'_> {
     fn run(&mut self, start: Trial) -> Trial {
         let best = self.settle(start);
-        if self.at_end || self.fits(&best) {
-            return best;
-        }
+        if self.at_end || self.fits(&best) || self.uncertain.is_empty() { best } else { self.care(best) }
+    }
+
+    /// Searches longer for the orders of what came to nothing together. That has to get far below the best, whose order is
+    /// searched as long; and there has to be enough work left to take back what is not needed.
+    fn care(&mut self, best: Trial) -> Trial {
         self.is_careful = true;
-        self.futile.retain(|_, is_certain| *is_certain);
+        let mut steps = vec![Step::new()];
+        steps.append(&mut self.uncertain);
+        let (mut least, mut found): (Option<Trial>, Option<Trial>) = (None, None);
+        let _: Option<()> = self.try_each(&steps, &best.taken, |search, step, trial| {
+            match (trial, &least) {
+                (trial, None) if step.is_empty() => least = trial,
+                (Some(trial), Some(least)) if trial.flops as f64 <= search.allowed => {
+                    let lower = |found: &Trial| trial.no_worse(found) && trial.is_below(found, WORTH_A_LEVEL);
+                    if trial.no_worse(least)
+                        && trial.is_below(least, WORTH_CARE)
+                        && found.as_ref().is_none_or(lower)
+                    {
+                        found = Some(trial);
+                    }
+                }
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        });
+        let Some(found) = found else { return best };
         self.reasons.append(&mut self.useless);
-        match self.further(&best) {
-            Some(trial) => self.settle(trial),
-            None => best,
-        }
+        let settled = self.settle(found);
+        if self.at_end { best } else { settled }
     }
 
     /// Takes and takes back until nothing helps.
@@ -390,25 +405,33 @@ impl Search<'_> {
         }
     }
 
-    /// Makes a trial of each and looks at them one after the other, until told to break or no work is left.
-    fn try_each<T: Sync, B>(
+    /// Makes a trial of each change to what is taken and looks at them one after the other, until told to break or no work
+    /// is left.
+    fn try_each<C: Change, B>(
         &mut self,
-        tries: &[(T, Taken)],
-        mut look: impl FnMut(&mut Self, &(T, Taken), Option<Trial>) -> ControlFlow<B>,
+        changes: &[C],
+        taken: &Taken,
+        mut look: impl FnMut(&mut Self, &C, Option<Trial>) -> ControlFlow<B>,
     ) -> Option<B> {
-        let (attempt, effort) = (self.attempt, if self.is_careful { &CAREFUL } else { &QUICK });
-        let looked = parallel::in_order(
-            tries,
-            |(_, taken)| attempt(taken, effort),
-            |what, trial| {
-                if self.work == 0 {
-                    self.at_end = true;
-                    return ControlFlow::Break(None);
-                }
-                self.work = self.work.saturating_sub(trial.as_ref().map_or(0, |trial| trial.ops));
-                look(self, what, trial).map_break(Some)
-            },
-        );
+        self.at_end |= self.work == 0 && !changes.is_empty();
+        if self.at_end {
+            return None;
+        }
+        let attempt = self.attempt;
+        let (effort, cost) = if self.is_careful { (&CAREFUL, CARE) } else { (&QUICK, 1) };
+        let make = |change: &C| {
+            let mut taken = taken.clone();
+            change.apply(&mut taken);
+            attempt(&taken, effort)
+        };
+        let looked = parallel::in_order(changes, make, |change, trial| {
+            if self.work == 0 {
+                self.at_end = true;
+                return ControlFlow::Break(None);
+            }
+            self.work = self.work.saturating_sub(trial.as_ref().map_or(0, |trial| cost * trial.ops));
+            look(self, change, trial).map_break(Some)
+        });
         looked.break_value().flatten()
     }
 
@@ -437,22 +460,16 @@ impl Search<'_> {
     fn further(&mut self, best: &Trial) -> Option<Trial> {
         let next: Vec<(&Key, &Range<usize>)> =
             best.next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
-        let (together, alone) = steps(&next);
-        let try_of = |step: Step| {
-            let mut taken = best.taken.clone();
-            taken.extend(step.iter().cloned());
-            ((step, true), taken)
-        };
-        let is_open = |(_, taken): &(_, Taken)| !self.futile.contains_key(taken);
-        let mut tries: Vec<((Step, bool), Taken)> =
-            together.into_iter().map(try_of).filter(is_open).collect();
-        // One alone is tried only where all together do not help at any level.
-        tries.iter_mut().rev().skip(1).for_each(|((_, is_enough), _)| *is_enough = false);
+        let (mut steps, alone) = steps(&next);
+        let together = steps.len();
         if !self.is_careful {
-            tries.extend(alone.into_iter().map(try_of).filter(is_open));
+            steps.extend(alone);
         }
+        self.uncertain.clear();
         let mut found: Option<Trial> = None;
-        self.try_each(&tries, |search, ((step, is_enough), taken), trial| {
+        let mut count = 0;
+        self.try_each(&steps, &best.taken, |search, step, trial| {
+            count += 1;
             let too_much = trial.as_ref().is_some_and(|trial| trial.flops as f64 > search.allowed);
             let fits =
                 trial.as_ref().is_some_and(|trial| !too_much && trial.no_worse(best) && search.fits(trial));
@@ -464,8 +481,11 @@ impl Search<'_> {
                     }
                 }
                 trial => {
-                    let is_certain = too_much || trial.as_ref().is_none_or(|trial| !trial.may_beat(best));
-                    search.futile.insert(taken.clone(), is_certain);
+                    let may_beat =
+                        |trial: &Trial| trial.least_bytes < best.peaks[0] - best.peaks[0] / WORTH_CARE;
+                    if count <= together && !too_much && trial.as_ref().is_some_and(may_beat) {
+                        search.uncertain.push(step.clone());
+                    }
                     if let [(key, _)] = &step[..] {
                         let refused = |trial: Trial| trial.refused.get(key).cloned();
                         let reason = match trial.map(refused) {
@@ -480,7 +500,8 @@ impl Search<'_> {
                     }
                 }
             }
-            match found.is_some() && (fits || *is_enough) {
+            // One alone is tried only where all together do not help at any level.
+            match found.is_some() && (fits || count >= together) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
@@ -495,20 +516,12 @@ impl Search<'_> {
         loop {
             let milder = |(key, level): &(Key, usize)| {
                 let levels = std::iter::once(None).chain((0..*level).map(Some));
-                levels.map(|level| (key.clone(), level)).collect::<Vec<_>>()
+                levels.map(|level| Milder { key: key.clone(), level }).collect::<Vec<_>>()
             };
-            let without = |(key, level): (Key, Option<usize>)| {
-                let mut fewer = best.taken.clone();
-                match level {
-                    Some(level) => _ = fewer.insert(key.clone(), level),
-                    None => _ = fewer.remove(&key),
-                }
-                ((key, level), fewer)
-            };
-            let tries: Vec<_> = left.iter().rev().flat_map(milder).map(without).collect();
-            let as_good = self.try_each(&tries, |search, ((key, level), _), trial| match trial {
+            let changes: Vec<Milder> = left.iter().rev().flat_map(milder).collect();
+            let as_good = self.try_each(&changes, &best.taken, |search, change, trial| match trial {
                 Some(trial) if trial.no_worse(&best) || search.fits(&trial) => {
-                    ControlFlow::Break((key.clone(), *level, trial))
+                    ControlFlow::Break((change.key.clone(), change.level, trial))
                 }
                 _ => ControlFlow::Continue(()),
             });
@@ -524,8 +537,34 @@ impl Search<'_> {
     }
 }
 
-/// Offers that are tried at once, each at a level.
+/// A change to what is taken.
+trait Change: Sync {
+    fn apply(&self, taken: &mut Taken);
+}
+
+/// Offers that are taken at once, each at a level.
 type Step = Vec<(Key, usize)>;
+
+impl Change for Step {
+    fn apply(&self, taken: &mut Taken) {
+        taken.extend(self.iter().cloned());
+    }
+}
+
+/// An offer at a milder level, or no more.
+struct Milder {
+    key: Key,
+    level: Option<usize>,
+}
+
+impl Change for Milder {
+    fn apply(&self, taken: &mut Taken) {
+        match self.level {
+            Some(level) => _ = taken.insert(self.key.clone(), level),
+            None => _ = taken.remove(&self.key),
+        }
+    }
+}
 
 /// What to try, one after the other: all offers at once, from the mildest levels on, then each alone, where there are
 /// several.
@@ -793,7 +832,7 @@ mod tests {
                     Some(trial(taken, if taken.is_empty() || *effort == QUICK { 1000 } else { 700 }))
                 },
                 is_careful: false,
-                futile: BTreeMap::new(),
+                uncertain: Vec::new(),
                 work: WORK,
                 budget_bytes: None,
                 allowed: 0.0,

@@ -101,10 +101,14 @@ const THOROUGH: Effort = Effort { search: Limits { states: 100_000, steps: 20_00
 /// For one of many trials.
 pub(crate) const QUICK: Effort = Effort { search: Limits { states: 1_000, steps: 400_000 }, planned: 0 };
 
-/// For one of some trials.
+/// For one of a few trials.
 pub(crate) const CAREFUL: Effort = Effort { search: Limits { states: 20_000, steps: 8_000_000 }, planned: 0 };
 
-/// An order that needs less than this one, if one is found, and the bytes below which no more effort would get.
+/// How much more work that is.
+pub(crate) const CARE: usize = (CAREFUL.search.steps / QUICK.search.steps) as usize;
+
+/// An order that needs less than this one, if one is found, and the bytes that more effort might come to: as many as that
+/// takes where the search is through.
 ///
 /// # Errors
 /// A size is not known.

@@ -8,9 +8,9 @@
 //! ```
 //! likewise for ConvTranspose, Gemm and MatMul, for several layers that make the hidden channels (gated MLPs), and for
 //! several that read them. A residual that is added to the result is the first summand. Multiplications stay as many as
-//! they were; K is 2, 4, 8, 16 or 32, up to slices of four channels, and as small as brings the predicted peak of the
-//! whole graph down. Slices of more than four channels are whole blocks of eight, and K so much smaller.
-//! `--split-hidden K` takes K slices everywhere instead.
+//! they were; K is about 2, 4, 8, 16 or 32, up to slices of four channels, and as small as brings the predicted peak of the
+//! whole graph down. Slices of more than four channels are whole blocks of eight, where all of them can be.
+//! `--split-hidden K` takes K equal slices everywhere instead.
 //!
 //! Class: rounding differs (another order of additions). A sum over some channels can overflow where that over all does
 //! not, next to the largest number of the type; NaN and infinity come out as before otherwise.
@@ -101,7 +101,7 @@ use crate::{Context, Miss, Offer, Pass, Planning, Stage};
 /// See the header of this file.
 pub struct SplitHidden;
 
-/// Slices at each level, or as many fewer as are no wider.
+/// Slices at each level, or fewer where they are whole blocks.
 const COUNTS: [u64; 5] = [2, 4, 8, 16, 32];
 
 /// Layers in the place of those that read the hidden channels: slices of slices would soon be too small to be fast.
@@ -153,8 +153,8 @@ impl Pass for SplitHidden {
 
     fn take(&self, graph: &Graph, _planning: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
         let region = channels::region_of(graph, offer)?;
-        match count_at(&region, level) {
-            Some(count) if is_wanted(&region) => region.in_parts(&slices(&region, count)?),
+        match at_level(&region, level) {
+            Some(slices) if is_wanted(&region) => region.in_parts(&slices),
             _ => Err(Miss::NoMatch),
         }
     }
@@ -171,47 +171,36 @@ fn is_wanted(region: &Region<'_>) -> bool {
 }
 
 fn levels(region: &Region<'_>) -> usize {
-    let most = region.most_parts().min(MOST_LAYERS / region.sinks.len() as u64);
+    let most = region.most_parts().min(MOST_LAYERS / region.sinks.len() as u64) as usize;
     let mut before = 1;
     let is_finer = |&level: &usize| {
-        let count = count_at(region, level).unwrap_or(0);
+        let count = at_level(region, level).map_or(0, |slices| slices.len());
         count <= most && count > std::mem::replace(&mut before, count)
     };
     (0..COUNTS.len()).take_while(is_finer).count()
 }
 
-/// The number of slices at a level.
-fn count_at(region: &Region<'_>, level: usize) -> Option<u64> {
+/// The channels in each slice at a level; `None` where slices would be too narrow.
+fn at_level(region: &Region<'_>, level: usize) -> Option<Vec<Range<u64>>> {
     let count = *COUNTS.get(level)?;
-    let units = region.channels / unit(region, count);
-    let slices = units.div_ceil(units.div_ceil(count));
-    (slices * LEAST <= region.channels).then_some(slices)
-}
-
-/// Channels that stay together in about so many slices.
-fn unit(region: &Region<'_>, count: u64) -> u64 {
-    let grain = region.grain;
-    let blocks = grain * (BLOCK >> grain.trailing_zeros().min(BLOCK.trailing_zeros()));
-    let nearly = 2 * region.channels > count * BLOCK && 2 * blocks <= region.channels;
-    if nearly { blocks } else { grain }
+    let (channels, grain) = (region.channels, region.grain);
+    let block = grain * (BLOCK >> grain.trailing_zeros().min(BLOCK.trailing_zeros()));
+    if block > grain && channels.is_multiple_of(block) && 2 * channels > count * BLOCK {
+        let width = (channels / block).div_ceil(count) * block;
+        let slices = 0..channels.div_ceil(width);
+        return Some(slices.map(|slice| slice * width..channels.min((slice + 1) * width)).collect());
+    }
+    if channels < count * LEAST { None } else { slices(region, count).ok() }
 }
 
 /// The channels in this many slices of about equal width, or as many as there can be.
 fn slices(region: &Region<'_>, count: u64) -> Result<Vec<Range<u64>>, Miss> {
+    let groups = region.channels / region.grain;
     let count = count.min(region.most_parts());
     if count < 2 {
         return Err(Miss::NoEffect);
     }
-    let unit = match unit(region, count) {
-        unit if unit * count <= region.channels => unit,
-        _ => region.grain,
-    };
-    let units = region.channels / unit;
-    // The last ones are the narrowest, but for what is left of a unit.
-    let border = |slice: u64| match slice < count {
-        true => (units * slice).div_ceil(count) * unit,
-        false => region.channels,
-    };
+    let border = |slice: u64| groups * slice / count * region.grain;
     Ok((0..count).map(|slice| border(slice)..border(slice + 1)).collect())
 }
 
@@ -318,8 +307,8 @@ mod tests {
 
     #[test]
     fn slices_can_be_asked_for_and_keep_groups_whole() {
-        assert_eq!(forced(2), (vec![6, 4], vec![]));
-        assert_eq!(forced(99), (vec![6, 4], vec![]));
+        assert_eq!(forced(2), (vec![4, 6], vec![]));
+        assert_eq!(forced(99), (vec![4, 6], vec![]));
         assert_eq!(forced(1), (vec![10], vec![]));
     }
 
@@ -338,13 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_more_than_four_channels_are_whole_blocks_of_eight() {
+    fn slices_of_more_than_four_channels_are_whole_blocks_of_eight_where_all_can_be() {
         assert_eq!(widths(96, 1), Some(vec![24; 4]));
         assert_eq!(widths(96, 2), Some(vec![16; 6]));
         assert_eq!(widths(96, 3), Some(vec![8; 12]));
-        assert_eq!(widths(36, 1), Some(vec![8, 8, 8, 12]));
+        assert_eq!(widths(144, 1), Some(vec![40, 40, 40, 24]));
         assert_eq!(widths(64, 3), Some(vec![4; 16]));
-        assert_eq!(widths(12, 0), Some(vec![6; 2]));
+        assert_eq!(widths(8, 0), Some(vec![4; 2]));
+        assert_eq!(widths(20, 1), Some(vec![5; 4]));
         assert_eq!(widths(12, 1), None);
     }
 

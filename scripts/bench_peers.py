@@ -79,16 +79,16 @@ def run(command: list[str], out: Path) -> Run:
     usage.unlink(missing_ok=True)
     launch = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(usage), *command]
     process = subprocess.Popen(launch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    end = threading.Timer(LIMIT_SECONDS, lambda: os.killpg(process.pid, signal.SIGKILL))
+    late = threading.Event()
+    end = threading.Timer(LIMIT_SECONDS, lambda: (late.set(), os.killpg(process.pid, signal.SIGKILL)))
     end.start()
     message = process.stderr.read().decode(errors="replace")
     process.wait()
     end.cancel()
-    late = not usage.is_file()
-    status, wall, cpu, rss = (1, LIMIT_SECONDS, math.nan, math.nan) if late else json.loads(usage.read_text())
+    status, wall, cpu, rss = json.loads(usage.read_text()) if usage.is_file() else (1, math.nan, math.nan, math.nan)
     if status:
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        return Run(wall, cpu, rss, None, "" if late else (lines or [f"status {status}"])[-1][:80])
+        return Run(wall, cpu, rss, None, "" if late.is_set() else (lines or [f"status {status}"])[-1][:80])
     nodes = None
     if (out / "out.onnx").is_file():
         nodes = len(onnx.load(out / "out.onnx", load_external_data=False).graph.node)

@@ -41,9 +41,6 @@ pub mod triton;
 pub mod units;
 pub mod validation;
 
-use std::panic::resume_unwind;
-use std::thread;
-
 use choose::Candidate;
 use dmopt_ir::{Model, Safety, Sizes};
 use dmopt_passes::Outcome;
@@ -176,13 +173,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
 
     let mut model = original.clone();
-    // Most that is asked about the original is known by the time that the result is.
-    let (outcome, planned) = thread::scope(|scope| {
-        let planned = scope.spawn(|| open.peak(&original.graph, None));
-        let outcome = rewrite(&mut model, source, options);
-        (outcome, planned.join().unwrap_or_else(|cause| resume_unwind(cause)).ok())
-    });
-    let outcome = outcome?;
+    let outcome = rewrite(&mut model, source, options)?;
     let mut check = runtime::Options {
         seed: options.seed,
         pins: report::pins(&original.graph, &options.sizes),
@@ -194,7 +185,6 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     ort.iter().for_each(|_| say(Stage::Measure));
     let weigh = |model: &Model| match ort {
         Some(ort) => choose::measured_peak(ort, source, model, &check).ok(),
-        None if std::ptr::eq(model, &original) => planned,
         None => open.peak(&model.graph, None).ok(),
     };
     candidate = choose::lightest(&weigh, source, &original, candidate, options)?;

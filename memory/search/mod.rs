@@ -114,10 +114,12 @@ fn start(problem: &Problem) -> Found {
         found.take(peak, order);
         if found.is_optimal() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let _ = match problem.len() < WORTH_THREADS {
-        true => Heuristic::ALL.iter().try_for_each(|heuristic| take(heuristic, make(heuristic))),
-        false => parallel::in_order(&Heuristic::ALL, make, take),
-    };
+    // The first is the order of the file, which is good enough often.
+    let [first, others @ ..] = &Heuristic::ALL;
+    let threads = if problem.len() < WORTH_THREADS { 1 } else { parallel::processors() };
+    if take(first, make(first)).is_continue() {
+        let _ = parallel::in_order_on(threads, others, make, take);
+    }
     found
 }
 

@@ -2,8 +2,9 @@
 //!
 //! **On the CPU**, to the byte: an allocator of ours serves the session and writes down every block. The figures
 //! are what the session asks for, without the rounding and the reserves of an arena, which [`Arena`] adds for the
-//! default session. One thread runs the model, so that temporaries which convolutions keep per thread do not
-//! depend on the machine; which kernels there are still does, where they have temporaries.
+//! default session. That is loaded several times, because it does not always execute the same order. One thread
+//! runs the model, so that temporaries which convolutions keep per thread do not depend on the machine; which
+//! kernels there are still does, where they have temporaries.
 //!
 //! **On CUDA**, from the statistics of the provider's arena. Requests are rounded up there, at least to 256 bytes,
 //! and the most ever in use cannot be reset: where loading the model, or the search for the fastest convolution in the
@@ -21,8 +22,8 @@ use super::{
 };
 use crate::{Arena, Memory, ModelFile, Named, Peak, RuntimeError};
 
-/// Loads in one measurement, where a session may arrange operators for the processor. Where it puts what it adds for that
-/// depends on addresses: the same file is executed in one of several orders, and they do not all need as much.
+/// Loads in one measurement of a session that may arrange operators for the processor: it does not execute a file in the
+/// same order each time, and not all orders need as much.
 const LOADS: usize = 3;
 
 /// Runs of the first load. The second already shows what every later one needs; the third proves it.

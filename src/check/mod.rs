@@ -4,11 +4,10 @@ mod lock;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dmopt_ir::{Sizes, model_digest};
+use dmopt_ir::{Sizes, model_digest, parallel};
 use dmopt_passes::{Pass, Target};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -128,8 +127,14 @@ pub fn check(
             .map(|(_, item)| item)
             .collect();
     }
-    let models = in_parallel(&todo, options.jobs, &|(name, file)| {
+    let jobs = options.jobs.unwrap_or_else(parallel::processors);
+    let check = |(name, file): &(String, Option<PathBuf>)| {
         one(name, file.as_deref(), lock.models.get(name), own, options)
+    };
+    let mut models = Vec::with_capacity(todo.len());
+    let _ = parallel::in_order_on(jobs, &todo, check, |_, checked| {
+        models.push(checked);
+        ControlFlow::<()>::Continue(())
     });
     Ok(Report { schema: SCHEMA.to_string(), lock: lock_path.display().to_string(), models })
 }
@@ -332,37 +337,6 @@ fn limits(made: &Made, options: &Options) -> Vec<String> {
     }
     exceeded.dedup();
     exceeded
-}
-
-/// Works on all items at once as far as there are processors; results are in the order of the items.
-fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    jobs: Option<usize>,
-    work: &(dyn Fn(&T) -> R + Sync),
-) -> Vec<R> {
-    // What the main thread of a process has, which models of deep nesting are read with elsewhere.
-    const STACK: usize = 8 << 20;
-    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = jobs.unwrap_or_else(processors).min(items.len()).max(1);
-    let next = AtomicUsize::new(0);
-    let done: Mutex<BTreeMap<usize, R>> = Mutex::new(BTreeMap::new());
-    let run = || {
-        while let Some((i, item)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, items.get(i)?)))
-        {
-            let result = work(item);
-            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(i, result);
-        }
-    };
-    std::thread::scope(|scope| {
-        let spawn = |_| std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
-        // A thread that cannot be had is work for the others.
-        let threads: Vec<_> = (0..workers).map_while(|i| spawn(i).ok()).collect();
-        if threads.is_empty() {
-            run();
-        }
-    });
-    done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_values().collect()
 }
 
 /// The models in a folder and its folders, without hidden ones and without what dmopt wrote.

@@ -258,11 +258,11 @@ fn tables(rows: &[Noisy], bench: &Bench) -> String {
         "# Results
 
 Peak memory of activations in stock ONNX Runtime on the processor, to the byte as an allocator of ours that is registered
-with it counts (`docs/validation.md`): the larger of the first run and the later ones. In brackets, the share of what
-the original needs in a **default** session. *default* is what everybody gets who sets nothing, *tuned* the low-memory
-session of `dmopt session`. The networks are 208x272 with a batch of 4, or 224x224 with a batch of 4, unless a row says
-otherwise; weights are random. Every network is optimized for each target and each session (`--quick`: without measuring
-which arrangement suits a session best, so for both alike):
+with it counts (`docs/validation.md`): the larger of the first run and the later ones, of a default session in any of three
+loads. In brackets, the share of what the original needs in a **default** session. *default* is what everybody gets who sets
+nothing, *tuned* the low-memory session of `dmopt session`. The networks are 208x272 with a batch of 4, or 224x224 with a
+batch of 4, unless a row says otherwise; weights are random. Every network is optimized for each target and each session
+(`--quick`: without measuring which arrangement suits a session best, so for both alike):
 
 ```sh
 # not run by the tests: takes long, and a network
