@@ -51,26 +51,13 @@ impl OnnxRuntime {
         }
     }
 
-    /// The most that any run of a model needs: that [memory](OnnxRuntime::memory) alone.
-    ///
-    /// # Errors
-    /// The model does not load or run.
-    pub fn peak(
+    /// With the counting allocator, and without the arena: the most that is needed in any of several loads.
+    pub(super) fn count(
         &self,
         model: &ModelFile,
-        settings: impl Into<Settings>,
-        ep: Ep,
+        settings: Settings,
         inputs: &[Named],
-    ) -> Result<Peak, RuntimeError> {
-        let memory = match ep {
-            Ep::Cpu => self.count(model, settings.into(), inputs),
-            Ep::Cuda { .. } => self.memory(model, settings, ep, inputs),
-        };
-        Ok(memory?.peak())
-    }
-
-    /// With the counting allocator: the most that is needed in any of several loads.
-    fn count(&self, model: &ModelFile, settings: Settings, inputs: &[Named]) -> Result<Memory, RuntimeError> {
+    ) -> Result<Memory, RuntimeError> {
         let larger = |a: Peak, b: Peak| if b.bytes > a.bytes { b } else { a };
         let mut most = self.count_load(model, settings, inputs, RUNS)?;
         let more = if settings.level == Level::All { LOADS - 1 } else { 0 };

@@ -264,7 +264,12 @@ impl Backend for OrtBackend {
     }
 
     fn peak(&self, model: &ModelFile, inputs: &[Named]) -> Result<Peak, RuntimeError> {
-        self.runtime.peak(model, self.settings, self.ep.clone(), inputs)
+        let memory = match self.ep {
+            // The arena, which takes a session of its own, is not asked.
+            Ep::Cpu => self.runtime.count(model, self.settings, inputs),
+            Ep::Cuda { .. } => self.memory(model, inputs),
+        };
+        Ok(memory?.peak())
     }
 }
 
