@@ -47,6 +47,8 @@ pub struct Violation {
     pub invariant: Invariant,
     /// What is wrong, in a sentence.
     pub reason: String,
+    /// The value whose type is wrong, where that is what is wrong.
+    pub value: Option<String>,
     /// The operator as text, where there is one.
     pub op: Option<String>,
 }
@@ -98,6 +100,7 @@ impl Boundary {
         let lost = |name: &String| Violation {
             invariant: Invariant::Boundary,
             reason: format!("training refers to '{name}', which is gone"),
+            value: None,
             op: None,
         };
         let mut violations: Vec<Violation> = self.pinned.difference(&now.pinned).map(lost).collect();
@@ -107,8 +110,9 @@ impl Boundary {
             let names = |side: &[(String, Option<Type>)]| {
                 side.iter().map(|(name, _)| format!("'{name}'")).collect::<Vec<_>>().join(", ")
             };
-            let mut report =
-                |reason| violations.push(Violation { invariant: Invariant::Boundary, reason, op: None });
+            let mut report = |reason| {
+                violations.push(Violation { invariant: Invariant::Boundary, reason, value: None, op: None })
+            };
             if names(before) != names(after) {
                 report(format!("the {side}s of the graph were {}, now {}", names(before), names(after)));
                 continue;
@@ -136,7 +140,7 @@ struct Verifier {
 impl Verifier {
     fn report(&mut self, invariant: Invariant, reason: String, at: Option<(&Graph, OpId)>) {
         let op = at.map(|(graph, op)| text::print_op(graph, op));
-        self.violations.push(Violation { invariant, reason, op });
+        self.violations.push(Violation { invariant, reason, value: None, op });
     }
 
     fn graph(&mut self, graph: &Graph, outer: Option<&Graph>) {
@@ -372,8 +376,12 @@ impl Verifier {
                 if let Some(ty) = &value.ty
                     && !ty.compatible(&inferred)
                 {
-                    let reason = format!("'{}' has type {ty}, and is computed as {inferred}", value.name);
-                    self.report(Invariant::Typed, reason, Some((graph, id)));
+                    self.violations.push(Violation {
+                        invariant: Invariant::Typed,
+                        reason: format!("'{}' has type {ty}, and is computed as {inferred}", value.name),
+                        value: Some(value.name.clone()),
+                        op: Some(text::print_op(graph, id)),
+                    });
                 }
             }
         }

@@ -484,6 +484,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pass_is_not_blamed_for_what_a_file_declares_and_folding_disproves() {
+        let text = "f (float[N,2] x) => (float[4,M] y) <int64[1] a = {3}, int64[1] rest = {-1}> {
+            s = Shape<start = 1>(x)
+            t = Mul(s, a)
+            shape = Concat<axis = 0>(t, rest)
+            y = Reshape(x, shape)
+        }";
+        let outcome = run(&mut model(text), &only(&["fold-constants"])).unwrap();
+        assert!(rewrites(&outcome) > 0);
+    }
+
+    #[test]
     fn progress_names_each_pass_and_round() {
         let seen = std::cell::RefCell::new(Vec::new());
         let note = |pass: &str, round: usize| seen.borrow_mut().push(format!("{pass} {round}"));

@@ -1,6 +1,6 @@
 //! Inference over a whole graph, and sizes put in place of symbols.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -39,6 +39,21 @@ pub fn infer_graph(graph: &mut Graph) -> Vec<Note> {
     let mut notes = Vec::new();
     walk(graph, &[], &Outer::default(), &mut notes);
     notes
+}
+
+/// Names of the outputs for which the file declares more than follows from the operators. What is found out about those
+/// later, as when their operands are computed beforehand, may contradict it.
+pub fn unproven_outputs(graph: &Graph) -> HashSet<String> {
+    let mut bare = graph.clone();
+    graph.outputs().iter().for_each(|&id| bare.value_mut(id).ty = None);
+    infer_graph(&mut bare);
+    let is_proven = |id: ValueId| match (&graph.value(id).ty, &bare.value(id).ty) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(declared), Some(follows)) => follows.merge(declared).as_ref() == Some(follows),
+    };
+    let unproven = graph.outputs().iter().filter(|id| !is_proven(**id));
+    unproven.map(|&id| graph.value(id).name.clone()).collect()
 }
 
 /// What is known of one element of the target of a Reshape.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{BindError, infer_graph};
+use super::{BindError, infer_graph, unproven_outputs};
 use crate::{Graph, Type, ValueId, text, verify};
 
 fn graph(source: &str) -> Graph {
@@ -200,6 +200,17 @@ fn declared_types_fill_gaps() {
     let mut g = graph("f (float[N,3] x) => (z) <float[N,7] y> { y = my.domain.Foo(x) z = Relu(y) }");
     assert_eq!(infer_graph(&mut g), []);
     assert_eq!(type_of(&g, "z"), "float[N,7]");
+}
+
+#[test]
+fn an_output_is_unproven_where_the_file_says_more_than_follows() {
+    let g = graph(
+        "f (float[N,3] x, int64[2] s) => (float[N,3] same, float[7,3] more, float[2,2] unknown) {
+           same = Relu(x) more = Neg(x) unknown = Reshape(x, s) }",
+    );
+    let mut unproven: Vec<String> = unproven_outputs(&g).into_iter().collect();
+    unproven.sort();
+    assert_eq!(unproven, ["more", "unknown"]);
 }
 
 #[test]
