@@ -12,7 +12,7 @@
 //! For `ort-cpu`, r may have other readers that are steps of linear combinations, which cost no tensor there: they read
 //! `r = (y - b)/a` instead, where no channel loses more than 5 bits of it by that (`raw_readers.rs`).
 //!
-//! Class: another formula. NaN stays NaN, and infinity stays infinity where `a*r` overflows no earlier than r.
+//! Class: another formula. NaN and infinity of the input come out as before. Where r overflows and |a| < 1, y may be finite.
 //! Left alone: r that something else reads, because it has to exist all the same; sums of unscaled values, which would
 //! need a scaled copy of each; float16, whose weights would lose digits.
 //!

@@ -8,7 +8,8 @@
 //!
 //! The result may be larger than the operands that go with it by the budget of the run at most; sizes are compared
 //! before anything is computed. Movement of elements, integers, and the float operations that IEEE 754 defines to
-//! the last bit are exact; elementary functions and sums of several floats are rounded once. Left alone: operators
+//! the last bit are exact; elementary functions and sums of several floats are rounded once, and so is what half precision
+//! rounds, which runtimes may keep wider. Left alone: operators
 //! with bodies, random ones, the ends of quantized ranges (QuantizeLinear and its kin), tensors without data, and
 //! external tensors of more than 16 MiB.
 //!

@@ -7,7 +7,7 @@
 //!
 //! On the way, with `~` for "is written as":
 //! ```text
-//! s*x + t*x                 ~  (s+t)*x                      constants
+//! s*x + t*x                 ~  (s+t)*x                      constants; infinity may be where NaN (inf - inf) was
 //! 0*x + ...                 ~  ...                          differs where x is NaN or infinite
 //! x + (-1)*y                ~  x - y
 //! s*Conv(p, W, B) + c       ~  Conv(p, s*W, s*B + c)        nothing else reads the Conv or W; constants

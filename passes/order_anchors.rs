@@ -4,7 +4,7 @@
 //! first. A `Size` that nothing reads is such a place: the search runs everything that its operand needs before it
 //! comes to the rest (`memory/steer.rs` has the proof that this reaches every order). Only those anchors are kept without
 //! which the predicted peak would be higher; where the runtime does as well by itself there are none. They cost eight
-//! bytes each, and executors that follow the file drop or ignore them. Names begin with `order_anchor`.
+//! bytes each, and executors that follow the file drop or ignore them. Their names are `order_anchor_` and that of the value.
 //!
 //! Runs once, after every other pass. A model that has anchors loses them first, so it comes out as it went in if
 //! nothing else is to be done. With `--order-anchors never` the operators are numbered for ONNX Runtime's own search
@@ -32,8 +32,8 @@
 //!   m2 = Neg(x)
 //!   s2 = Add(s1, m2)
 //!   y = Tanh(s2)
-//!   [order_anchor_0]
-//!   order_anchor_0 = Size(s1)
+//!   [order_anchor_s1]
+//!   order_anchor_s1 = Size(s1)
 //! }
 //! ```
 //!
@@ -129,9 +129,11 @@ fn anchored(graph: &Graph, order: &[OpId], planning: &Planning) -> Option<Patch>
     let mut patch = Patch::new(Safety::Exact);
     // The first to run stands last.
     let anchored = steer::anchors(graph, order, &mut good);
-    for (at, &id) in anchored.iter().enumerate().rev() {
-        let name = format!("{ANCHOR}_{at}");
-        let size = NewOp::new("Size", [steer::anchored_value(graph, id)?.into()]);
+    for &id in anchored.iter().rev() {
+        let value = steer::anchored_value(graph, id)?;
+        // Like any name, it says what is computed: files in which the same values are anchored can be compared.
+        let name = format!("{ANCHOR}_{}", graph.value(value).name);
+        let size = NewOp::new("Size", [value.into()]);
         patch.add_op(size.named(&name).result_named(&name).at(Position::Last));
     }
     (patch.added() > 0).then_some(patch)
@@ -176,6 +178,12 @@ mod tests {
         let again = run(&mut model, &Options { only, ..Options::default() }).unwrap();
         assert_eq!((again.passes.iter().map(|pass| pass.rewrites).sum::<u64>(), again.safety), (0, None));
         assert_eq!(print_model(&model), text);
+    }
+
+    #[test]
+    fn an_anchor_is_named_after_what_it_reads() {
+        let text = print_model(&optimize(PASS, CHAIN, Options::default()).0);
+        assert!(text.contains("order_anchor_s1 = Size(s1)"), "{text}");
     }
 
     #[test]

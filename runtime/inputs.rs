@@ -4,6 +4,7 @@
 //! - floats: uniform on [-1, 1), on a grid that every type represents exactly;
 //! - integers of 8 bits, mostly pixels or quantized values: 0 to 127;
 //! - wider integers, mostly indices: 0 or 1, valid on any axis of two or more;
+//! - a scalar of them, mostly a count or a step, by which kernels divide: 1;
 //! - bool: either.
 
 use std::collections::BTreeMap;
@@ -48,8 +49,13 @@ pub fn random_tensor(rng: &mut Rng, dtype: DType, dims: &[u64]) -> Result<Tensor
     let tensor = if let Some(bits) = significand(dtype) {
         Tensor::from_f64(dtype, dims, &draws.map(|_| rng.symmetric(bits)).collect::<Vec<_>>())
     } else {
-        let count = if matches!(dtype, DType::U8 | DType::I8) { 128 } else { 2 };
-        let values: Vec<i64> = draws.map(|_| (rng.next_u64() % count) as i64).collect();
+        let (least, count) = match dtype {
+            DType::U8 | DType::I8 => (0, 128),
+            DType::Bool => (0, 2),
+            _ if dims.is_empty() => (1, 1),
+            _ => (0, 2),
+        };
+        let values: Vec<i64> = draws.map(|_| least + (rng.next_u64() % count) as i64).collect();
         Tensor::from_i64(dtype, dims, &values)
     };
     tensor.map_err(|_| dtype)
@@ -259,6 +265,12 @@ mod tests {
         assert!(draw(DType::I64).iter().all(|v| (0..2).contains(v)));
         assert!(draw(DType::I8).iter().all(|v| (0..128).contains(v)));
         assert!(draw(DType::Bool).contains(&1) && draw(DType::Bool).contains(&0));
+    }
+
+    #[test]
+    fn integers_that_are_alone_can_be_divided_by() {
+        let drawn = |seed| random_tensor(&mut Rng::new(seed), DType::I64, &[]).unwrap().to_i64().unwrap();
+        assert!((0..20).all(|seed| drawn(seed) == [1]));
     }
 
     #[test]

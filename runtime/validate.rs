@@ -288,6 +288,10 @@ impl Pair<'_> {
         let inside = total.insert(Inside { values: 0, bit_identical: true, max_rel: 0.0 });
         for (name, a) in &expected.watched {
             let Some(b) = actual.get(&**name) else { continue };
+            // Of a value that a runtime widens in one of the models alone, what comes of it is compared.
+            if a.dtype != b.dtype {
+                continue;
+            }
             let pair = ([(name.clone(), a.clone())], [(name.clone(), (*b).clone())]);
             let result = match compare(&pair.0, &pair.1, self.tolerance.inside()) {
                 Ok(result) => result,

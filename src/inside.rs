@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use dmopt_ir::{DType, Graph, Type};
-use dmopt_memory::steer::is_anchor;
 use dmopt_runtime::{Backend, Divergence, Inside, ModelFile, Named, RuntimeError, Tolerance, compare_inside};
 
 use crate::onnx;
@@ -41,9 +40,7 @@ pub(crate) fn compare_shared(
 fn shared(reference: &Graph, candidate: &Graph) -> Vec<Vec<(String, DType)>> {
     fn results(graph: &Graph) -> impl Iterator<Item = (&str, Option<&Type>)> {
         let order = graph.order().unwrap_or_default();
-        // Anchors are numbered alike in files that have nothing else in common.
-        let computing = order.into_iter().filter(|&id| !is_anchor(graph, id));
-        computing.flat_map(|op| graph.op(op).results()).map(|id| {
+        order.into_iter().flat_map(|op| graph.op(op).results()).map(|id| {
             let value = graph.value(id);
             (value.name.as_str(), value.ty.as_ref())
         })
@@ -115,14 +112,6 @@ mod tests {
         let b =
             graph(&format!("{HEAD} {{ b = Exp(x) c = Transpose(b) a = Relu(b) d = Shape(x) y = Neg(a) }}"));
         assert_eq!(names(&a, &b), [["a", "b", "d", "y"]]);
-    }
-
-    #[test]
-    fn anchors_are_compared_with_nothing() {
-        let [a, b] = ["x", "a"].map(|read| {
-            graph(&format!("{HEAD} {{ a = Relu(x) y = Neg(a) [order_anchor] order_anchor = Size({read}) }}"))
-        });
-        assert_eq!(names(&a, &b), [["a", "y"]]);
     }
 
     #[test]

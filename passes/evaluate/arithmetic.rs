@@ -16,20 +16,33 @@ const MAX_PRODUCTS: u64 = 1 << 30;
 
 /// The class of the result, if there is one.
 pub(super) fn class(call: &Call) -> Safety {
-    let float = call.optional(0).is_some_and(|x| !x.dtype.is_integer() && x.dtype != DType::Bool);
     let rounds = match call.op_type() {
-        // A sum of two is one rounding; the order of more is for the runtime to choose.
-        "Sum" => call.inputs.len() > 2,
-        "Mean" => call.inputs.len() > 1,
-        "ReduceSum" | "ReduceProd" | "ReduceMean" | "MatMul" | "Softmax" | "Pow" => true,
-        name => elementary(name).is_some(),
+        // Runtimes without kernels for half precision compute in single precision, and may round only at the end.
+        "Add" | "Sub" | "Mul" | "Div" | "Sqrt" | "Sum" => call.inputs.iter().flatten().any(is_half),
+        name => is_float(call) && elementary(name).is_some(),
     };
-    if float && rounds { Safety::Reassociates } else { Safety::Exact }
+    if rounds || has_partial_results(call) { Safety::Reassociates } else { Safety::Exact }
 }
 
 /// True for what is rounded more than once on the way, if a runtime likes.
 pub(super) fn has_partial_results(call: &Call) -> bool {
-    class(call) == Safety::Reassociates && elementary(call.op_type()).is_none()
+    let sums = match call.op_type() {
+        // A sum of two is one rounding; the order of more is for the runtime to choose.
+        "Sum" => call.inputs.len() > 2,
+        "Mean" => call.inputs.len() > 1,
+        "ReduceSum" | "ReduceProd" | "ReduceMean" | "MatMul" | "Softmax" | "Pow" => true,
+        _ => false,
+    };
+    is_float(call) && sums
+}
+
+fn is_float(call: &Call) -> bool {
+    call.optional(0).is_some_and(|x| !x.dtype.is_integer() && x.dtype != DType::Bool)
+}
+
+/// True for elements of half precision.
+pub(super) fn is_half(tensor: &&Tensor) -> bool {
+    matches!(tensor.dtype, DType::F16 | DType::BF16)
 }
 
 /// Functions of one number that runtimes approximate.

@@ -3,9 +3,10 @@
 //! A folded value has to be the one that every runtime computes, not the one that some kernel does. So every result
 //! has a class:
 //! - [`Safety::Exact`]: movement of elements, comparisons, integers, casts, and the operations on floats of which
-//!   IEEE 754 defines every bit.
+//!   IEEE 754 defines every bit, in single and double precision.
 //! - [`Safety::Reassociates`]: sums, products and means of several floats, matrix products and elementary functions,
-//!   computed in f64 and rounded once. A runtime's own result differs by its roundings alone.
+//!   computed in f64 and rounded once; whatever is rounded in half precision, which runtimes may keep wider until later. A
+//!   runtime's own result differs by its roundings alone.
 //!
 //! What the standard leaves open has no result: integer overflow, division by zero, casts of what does not fit or is
 //! rounded twice, the greatest of NaN and another number or of zeros of both signs, and what has partial results in half
@@ -73,8 +74,7 @@ pub(crate) fn evaluate(
     if safety > allow {
         return Err(Stop::Unsafe(safety));
     }
-    let is_half = |x: &&Tensor| matches!(x.dtype, DType::F16 | DType::BF16);
-    if arithmetic::has_partial_results(&call) && inputs.iter().flatten().any(is_half) {
+    if arithmetic::has_partial_results(&call) && inputs.iter().flatten().any(arithmetic::is_half) {
         return Err(HALF);
     }
     Ok(Evaluated { results: vec![arithmetic::evaluate(&call)?], safety })

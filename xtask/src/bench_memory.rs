@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use dmopt_fixtures::FORMS;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::network::{Choices, LayerChoices};
@@ -52,15 +53,15 @@ enum Source {
     Layer,
     /// The same with the mixing written in this form.
     Form(&'static str),
-    /// `cargo xtask torchvision`.
-    Torchvision(&'static str),
+    /// `cargo xtask torchvision --only` the first `--exporter` the second.
+    Torchvision(&'static str, &'static str),
 }
 
 /// A network, and its results: the kinds of sessions one after the other, in each the targets.
 type Row = (&'static str, Vec<Compared>);
 
-/// With how far the original is from itself in a session without optimizations.
-type Noisy = (Row, f64);
+/// With how far rounding alone moves the original.
+type Noisy = (Row, Rounding);
 
 const NETWORKS: &[Network] = &[
     Network { name: "direct_mixing_conv, 2 streams", source: Source::Mixing(&["--streams", "2"]) },
@@ -69,10 +70,14 @@ const NETWORKS: &[Network] = &[
     Network { name: "li_net3, 2 streams", source: Source::Mixing(&["--kind", "li_net3"]) },
     Network { name: "li_net3_soma, 2 streams", source: Source::Mixing(&["--kind", "li_net3_soma"]) },
     Network { name: "one layer, batch 32, 128 channels, 52x68, 2 streams", source: Source::Layer },
-    Network { name: "MobileNetV2, batch 16", source: Source::Torchvision("mobilenet_v2") },
-    Network { name: "U-Net, base width 32, 256x256", source: Source::Torchvision("unet") },
-    Network { name: "DenseNet-121", source: Source::Torchvision("densenet121") },
-    Network { name: "ResNet-50", source: Source::Torchvision("resnet50") },
+    Network { name: "MobileNetV2, batch 16", source: Source::Torchvision("mobilenet_v2", "dynamo") },
+    Network { name: "U-Net, base width 32, 256x256", source: Source::Torchvision("unet", "dynamo") },
+    Network { name: "DenseNet-121", source: Source::Torchvision("densenet121", "dynamo") },
+    Network { name: "ResNet-50", source: Source::Torchvision("resnet50", "dynamo") },
+    Network { name: "MobileNetV2, BatchNorm kept", source: Source::Torchvision("mobilenet_v2", "ts-bn") },
+    Network { name: "U-Net, BatchNorm kept", source: Source::Torchvision("unet", "ts-bn") },
+    Network { name: "DenseNet-121, BatchNorm kept", source: Source::Torchvision("densenet121", "ts-bn") },
+    Network { name: "ResNet-50, BatchNorm kept", source: Source::Torchvision("resnet50", "ts-bn") },
 ];
 
 const TARGETS: [&str; 2] = ["portable", "ort-cpu"];
@@ -88,6 +93,15 @@ struct Compared {
     max_rel: f64,
     /// Median time of the result by that of the original.
     latency: Option<f64>,
+}
+
+/// What `scripts/rounding.py` found for an original, as relative differences.
+#[derive(Deserialize)]
+struct Rounding {
+    /// Between sessions with all optimizations and with none.
+    between_sessions: f64,
+    /// From the same computation in double precision.
+    from_double: f64,
 }
 
 /// Measures and writes the table.
@@ -115,7 +129,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
         let row = tool.row(network.name, &original, &TARGETS, bench)?;
-        networks.push((row, tool.noise(&original, bench)?));
+        networks.push((row, tool.rounding(&original, bench)?));
         write(&networks, &forms)?;
     }
     let of_forms = Bench { runs: 0, quick: true, ..bench.clone() };
@@ -152,18 +166,19 @@ impl Network {
                 let line = <Line<LayerChoices> as clap::Parser>::try_parse_from(["layer", path])?;
                 network::write_layer(&line.choices)?;
             }
-            Source::Torchvision(name) => {
+            Source::Torchvision(name, exporter) => {
+                let end = format!("_{exporter}.onnx");
                 let there = || {
                     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
                     let mut files = files.map(|entry| entry.path());
                     files.find(|path| {
                         let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                        file.starts_with(name) && file.ends_with("_dynamo.onnx")
+                        file.starts_with(name) && file.ends_with(&end)
                     })
                 };
                 if there().is_none() {
                     let folder = folder.to_str().context("the path is no text")?;
-                    let line = ["torchvision", folder, "--only", name, "--exporter", "dynamo"];
+                    let line = ["torchvision", folder, "--only", name, "--exporter", exporter];
                     torchvision::export(
                         &<Line<torchvision::Choices> as clap::Parser>::try_parse_from(line)?.choices,
                     )?;
@@ -210,12 +225,12 @@ impl Tool {
         Ok((name, cells))
     }
 
-    fn noise(&self, original: &Path, bench: &Bench) -> anyhow::Result<f64> {
+    fn rounding(&self, original: &Path, bench: &Bench) -> anyhow::Result<Rounding> {
         let mut script = Command::new(&self.python);
-        script.arg("scripts/session_noise.py").arg(original).args(["--seeds", &bench.seeds.to_string()]);
-        let found = script.output().context("cannot run python")?;
-        let text = String::from_utf8_lossy(&found.stdout);
-        text.trim().parse().with_context(|| String::from_utf8_lossy(&found.stderr).into_owned())
+        script.arg("scripts/rounding.py").arg(original).args(["--seeds", &bench.seeds.to_string()]);
+        let found = script.args(["--exact", "1"]).output().context("cannot run python")?;
+        serde_json::from_slice(&found.stdout)
+            .with_context(|| String::from_utf8_lossy(&found.stderr).into_owned())
     }
 
     fn compare(
@@ -289,20 +304,22 @@ cargo xtask bench-memory --seeds {} --runs {}{}
         text,
         "
 Largest relative difference of any output element, and the median time of the result by that of the original, both files
-in one process by turns (times depend on what else the machine does). The last column is how far the original is from
-itself, with all optimizations of the session and with none (`scripts/session_noise.py`): less is noise.
+in one process by turns (times depend on what else the machine does). The last two columns are what rounding alone does
+(`scripts/rounding.py`): how far the original is from itself, with all optimizations of the session and with none, and how far
+it is from the same computation in double precision, for the nearer of these sessions and one input. A file that computed
+without any rounding would differ from the original by that much; less cannot be asked of any.
 
-| network | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned | original against itself |
-|---|---|---|---|---|---|
+| network | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned | original against itself | original against double |
+|---|---|---|---|---|---|---|
 "
     );
-    for ((name, cells), noise) in rows {
+    for ((name, cells), rounding) in rows {
         let _ = write!(text, "| {name} |");
         for cell in cells {
             let time = cell.latency.map_or("not timed".to_string(), |ratio| format!("{ratio:.2}"));
             let _ = write!(text, " {:.1e}, {time} |", cell.max_rel);
         }
-        let _ = writeln!(text, " {noise:.1e} |");
+        let _ = writeln!(text, " {:.1e} | {:.1e} |", rounding.between_sessions, rounding.from_double);
     }
     text
 }

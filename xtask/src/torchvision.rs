@@ -19,8 +19,8 @@ pub struct Choices {
     /// Only these networks, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
-    /// Only this exporter: ts or dynamo
-    #[arg(long, value_name = "NAME", value_parser = ["ts", "dynamo"])]
+    /// Only this exporter; ts-bn is ts with batch normalizations kept
+    #[arg(long, value_name = "NAME", value_parser = ["ts", "dynamo", "ts-bn"])]
     exporter: Option<String>,
 }
 
