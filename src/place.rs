@@ -14,7 +14,7 @@ use tempfile::TempPath;
 
 use crate::onnx::schema::ModelProto;
 use crate::onnx::scratch::{self, Scratch};
-use crate::onnx::{self, Folder, PROTOBUF_LIMIT, WriteOptions};
+use crate::onnx::{self, Brought, Folder, PROTOBUF_LIMIT, WriteOptions};
 use crate::source::folder_of;
 use crate::{Error, Proof, Source, Target};
 
@@ -205,7 +205,7 @@ impl Staged {
         let written = onnx::write(candidate.clone(), &model, &options)?;
         if written.weights.is_some() {
             // Who runs it looks for all of its files in one folder.
-            bring(source, &locations, scratch.path())?;
+            bring(source, &locations, scratch.path())?.stay();
         }
         Ok(Staged { scratch, model, written, locations })
     }
@@ -218,8 +218,8 @@ impl Staged {
     /// Moves weights first, so that the model never refers to what is not there.
     fn publish(self, source: &Source, place: &Path, backup: Option<&Path>) -> Result<(), Error> {
         let folder = folder_of(place);
-        bring(source, &self.locations, &folder)?;
         let _turn = turn(&folder);
+        let copies = bring(source, &self.locations, &folder)?;
         if let Some(weights) = &self.written.weights {
             let name = weights.file_name().unwrap_or_default();
             if onnx::locations_of_file(place).iter().any(|used| Path::new(used) == Path::new(name)) {
@@ -233,7 +233,9 @@ impl Staged {
         if let Some(backup) = backup {
             self.back_up(place, backup).map_err(io_error(backup, "copy the original to"))?;
         }
-        onnx::publish(&self.model, place).map_err(io_error(place, "put in place"))
+        onnx::publish(&self.model, place).map_err(io_error(place, "put in place"))?;
+        copies.stay();
+        Ok(())
     }
 
     /// A second name for the original, which then loses its first one; a copy where files have one name only.
@@ -250,12 +252,32 @@ impl Staged {
     }
 }
 
-fn bring(source: &Source, locations: &[String], folder: &Path) -> Result<(), Error> {
-    let from = Folder::new(&source.folder);
-    for location in locations {
-        from.bring(location, folder).map_err(onnx::Error::from)?;
+/// Copies of external files, which are taken away again unless they are to stay.
+struct Copies(Vec<PathBuf>);
+
+impl Copies {
+    fn stay(mut self) {
+        self.0.clear();
     }
-    Ok(())
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        for copy in &self.0 {
+            let _ = fs::remove_file(copy);
+        }
+    }
+}
+
+fn bring(source: &Source, locations: &[String], folder: &Path) -> Result<Copies, Error> {
+    let from = Folder::new(&source.folder);
+    let mut copies = Copies(Vec::new());
+    for location in locations {
+        if from.bring(location, folder).map_err(onnx::Error::from)? == Brought::Copied {
+            copies.0.push(folder.join(location));
+        }
+    }
+    Ok(copies)
 }
 
 /// Waits until no other process is putting a result into this folder. Where folders cannot be locked, processes that

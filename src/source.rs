@@ -1,7 +1,7 @@
 //! Where models come from and go to.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -92,21 +92,34 @@ impl Source {
         self.path.as_deref().is_some_and(|input| same_file(input, path))
     }
 
-    /// Refuses a target that is the input itself, or one of the files that hold its weights.
+    /// Refuses a target that is the input itself, one of the files that hold its weights, or where a copy of those goes;
+    /// and in place, an input that holds its own weights.
     pub(crate) fn guard(&self, target: &Target<'_>, model: &Model) -> Result<(), Error> {
-        let Target::File(output) = target else { return Ok(()) }; // In place, the input is meant.
+        let (output, in_place) = match (target, &self.path) {
+            (Target::File(output), _) => (output, false),
+            (Target::InPlace { .. }, Some(input)) => (input, true),
+            _ => return Ok(()),
+        };
         let refuse = |reason| Err(Error::Overwrites { output: output.clone(), reason });
-        if self.is_at(output) {
+        if !in_place && self.is_at(output) {
             return refuse("is the input itself");
         }
         let folder = Folder::new(&self.folder);
-        let mut in_use = false;
+        // Weights stand beside the result under the names that they have.
+        let place = output.canonicalize().unwrap_or_else(|_| output.clone());
+        let (mut in_use, mut in_the_way) = (false, false);
         facts::each_constant(&model.graph, &mut |tensor| {
             if let Storage::External(range) = &tensor.storage {
                 in_use |= folder.resolve(&range.location).is_ok_and(|data| same_file(&data, output));
+                let parts = Path::new(&range.location).components().filter(|part| *part != Component::CurDir);
+                in_the_way |= parts.map(Component::as_os_str).eq(place.file_name());
             }
         });
-        if in_use { refuse("holds weights of the input") } else { Ok(()) }
+        match (in_use, in_the_way) {
+            (true, _) => refuse("holds weights of the input"),
+            (_, true) => refuse("is where weights of the input belong"),
+            _ => Ok(()),
+        }
     }
 }
 

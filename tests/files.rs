@@ -13,20 +13,27 @@ use dmopt_fixtures::prng::Prng;
 
 use super::cli::{Desk, EXPORT, bytes, proto};
 
+/// A model whose initializers have their data in these files, from the beginning.
+fn external(text: &str, files: &[(&str, u64)]) -> Vec<u8> {
+    let mut model = proto(&format!("<ir_version: 10, opset_import: [\"\": 21]> {text}"));
+    for (weight, (location, bytes)) in model.graph.as_mut().unwrap().initializer.iter_mut().zip(files) {
+        let reference = onnx::Reference { location: location.to_string(), offset: 0, length: Some(*bytes) };
+        weight.external_data = reference.entries();
+        weight.data_location = Some(DataLocation::External.into());
+    }
+    bytes(model)
+}
+
 /// A model whose Identity goes away, with 4 MB of weights in a file beside it: `a/m.onnx` and `a/weights.bin`.
 fn desk() -> Desk {
-    let mut model = proto(
-        "<ir_version: 10, opset_import: [\"\": 21]>
-         g (float[2,1024] x) => (float[2,1024] y) <float[1024,1024] w> { i = Identity(x) y = MatMul(i, w) }",
+    let model = external(
+        "g (float[2,1024] x) => (float[2,1024] y) <float[1024,1024] w> { i = Identity(x) y = MatMul(i, w) }",
+        &[("weights.bin", 1 << 22)],
     );
-    let weight = &mut model.graph.as_mut().unwrap().initializer[0];
-    let reference = onnx::Reference { location: "weights.bin".into(), offset: 0, length: Some(1 << 22) };
-    weight.external_data = reference.entries();
-    weight.data_location = Some(DataLocation::External.into());
     let desk = Desk::new();
     fs::create_dir(desk.path("a")).unwrap();
     fs::create_dir(desk.path("b")).unwrap();
-    fs::write(desk.path("a/m.onnx"), bytes(model)).unwrap();
+    fs::write(desk.path("a/m.onnx"), model).unwrap();
     fs::write(desk.path("a/weights.bin"), vec![0x3d; 1 << 22]).unwrap();
     desk
 }
@@ -101,6 +108,39 @@ fn in_place_is_for_files_and_without_an_output() {
     ] {
         assert_eq!(desk.run(wrong).code(), 2, "{wrong}");
     }
+}
+
+#[test]
+fn a_result_is_not_put_where_its_weights_belong() {
+    let desk = desk();
+    desk.refuses("optimize a/m.onnx b/weights.bin", 1, &["is where weights of the input belong"]);
+    assert!(names(&desk.path("b")).is_empty());
+}
+
+#[test]
+fn a_file_that_holds_its_own_weights_is_not_replaced() {
+    let desk = Desk::new();
+    let model = external(
+        "g (float[4] x) => (float[4] y) <float[4] w> { i = Identity(x) y = Mul(i, w) }",
+        &[("m.onnx", 16)],
+    );
+    fs::write(desk.path("m.onnx"), &model).unwrap();
+    desk.refuses("optimize m.onnx --in-place", 1, &["holds weights of the input"]);
+    assert_eq!(fs::read(desk.path("m.onnx")).unwrap(), model);
+    desk.run("optimize m.onnx out.onnx --no-validate -q").succeeds();
+}
+
+#[test]
+fn weights_that_came_along_go_again_when_others_cannot() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("b")).unwrap();
+    let text = "g (float[4] x) => (float[4] y) <float[4] v, float[4] w> { i = Identity(x) t = Mul(i, v) y = Add(t, w) }";
+    fs::write(desk.path("m.onnx"), external(text, &[("v.bin", 16), ("w.bin", 16)])).unwrap();
+    for name in ["v.bin", "w.bin", "b/w.bin"] {
+        fs::write(desk.path(name), name.repeat(16)).unwrap();
+    }
+    desk.refuses("optimize m.onnx b/out.onnx --no-validate", 1, &["w.bin: in the way of"]);
+    assert_eq!(names(&desk.path("b")), ["w.bin"]);
 }
 
 /// A disk with room for less than the result, to a process that is told rather than killed when it is full.
