@@ -192,6 +192,15 @@ fn a_device_that_is_full_is_an_error() {
 }
 
 #[test]
+fn progress_that_cannot_be_told_is_no_reason_to_stop() {
+    let desk = Desk::with(EXPORT);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = desk.command("optimize m.onnx out.onnx --no-validate -v");
+    assert!(command.stdout(Stdio::null()).stderr(full).status().unwrap().success());
+    assert_eq!(desk.files(), ["m.onnx", "out.onnx"]);
+}
+
+#[test]
 fn two_processes_may_write_one_output() {
     let desk = desk();
     let command = "optimize a/m.onnx b/out.onnx --no-validate -q";

@@ -77,7 +77,7 @@ impl Bisect {
                     Some(reason) => format!("{BAD}bad{BAD:#}  {reason}"),
                     None => format!("{GOOD}good{GOOD:#}"),
                 };
-                anstream::eprintln!("{:>6} edits  {verdict}", trial.edits);
+                super::say(format_args!("{:>6} edits  {verdict}\n", trial.edits));
             }
         };
         let given = Given { inputs: self.inputs, reproducer: self.output };

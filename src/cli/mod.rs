@@ -268,13 +268,18 @@ pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
             let known = error.downcast_ref::<dmopt::Error>();
             // Our own messages are complete; others need their causes.
             let message = known.map_or_else(|| format!("{error:#}"), ToString::to_string);
-            anstream::eprintln!("{ERROR}error:{ERROR:#} {}", one_line(&message));
+            say(format_args!("{ERROR}error:{ERROR:#} {}\n", one_line(&message)));
             ExitCode::from(known.map_or(1, dmopt::Error::exit_code))
         }
     }
 }
 
 const ERROR: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Red.on_default().bold();
+
+/// Writes to standard error. That nobody can hear it is no reason to stop.
+fn say(text: std::fmt::Arguments<'_>) {
+    let _ = anstream::stderr().write_fmt(text);
+}
 
 /// What libraries say may have several lines.
 fn one_line(text: &str) -> String {

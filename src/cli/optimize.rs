@@ -404,7 +404,7 @@ impl Optimize {
         }
         // Both kinds of data that standard output may carry exclude JSON there.
         if self.print || is_pipe(output) {
-            anstream::eprint!("{}", table::render(report, self.verbose));
+            super::say(format_args!("{}", table::render(report, self.verbose)));
             return Ok(());
         }
         super::print(|| table::render(report, self.verbose), report, self.json)

@@ -56,10 +56,10 @@ impl Progress {
             Progress::Lines { every_pass, round: last } => match stage {
                 Stage::Pass { round, .. } if !every_pass => {
                     if last.replace(round) != round {
-                        anstream::eprintln!("rewriting, round {round}");
+                        super::say(format_args!("rewriting, round {round}\n"));
                     }
                 }
-                stage => anstream::eprintln!("{}", describe(stage)),
+                stage => super::say(format_args!("{}\n", describe(stage))),
             },
         }
     }
