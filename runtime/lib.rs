@@ -17,6 +17,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod apart;
+mod available;
 pub mod compare;
 mod diverge;
 pub mod inputs;
@@ -43,7 +45,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dmopt_ir::{DType, Tensor, TensorType};
+use serde::{Deserialize, Serialize};
 
+pub use available::available;
 pub use compare::{Comparison, Tolerance};
 pub use diverge::{Divergence, Expose, compare_inside};
 pub use latency::{Latency, latency};
@@ -163,7 +167,7 @@ pub trait Session: Send {
 }
 
 /// A node as ONNX Runtime runs it, after its own rewrites.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Placement {
     /// Execution provider.
     pub provider: String,

@@ -1,7 +1,9 @@
 //! What a model takes while it runs, as runtimes measure it. All in bytes.
 
+use serde::{Deserialize, Serialize};
+
 /// Memory of one model in bytes, without its inputs, which belong to the caller.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Memory {
     /// What the session keeps between runs, apart from peaks: on CUDA the weights, on the CPU the copies of them
     /// that kernels prefer. Weights that ONNX Runtime uses on the CPU as they came with the model never go through
@@ -19,7 +21,7 @@ pub struct Memory {
 }
 
 /// Statistics of an arena after the same number of runs, in bytes, weights included.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Arena {
     /// Most in use at a time, each block rounded up as the arena does.
     pub max_in_use: u64,
@@ -35,7 +37,7 @@ impl Memory {
 }
 
 /// Largest memory at one moment of a run, in bytes, and what it consisted of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Peak {
     /// All of it; the sum of the parts.
     pub bytes: u64,

@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// What a session is configured for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum SessionKind {
@@ -38,7 +40,7 @@ impl SessionKind {
 
 /// The settings that decide how much memory a session takes. What users choose between is a [`SessionKind`]; any
 /// other combination is for experiments.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Settings {
     /// From the second run on, one block holds all values of a run.
     pub memory_pattern: bool,
@@ -50,7 +52,7 @@ pub struct Settings {
 }
 
 /// ONNX Runtime's optimization levels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Level {
     /// No rewrites: the nodes that run are those of the file.
     Disabled,
@@ -70,7 +72,7 @@ impl From<SessionKind> for Settings {
 }
 
 /// Execution provider.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Ep {
     /// The processor.
     #[default]

@@ -1,9 +1,8 @@
 //! Whether a model can be run on this machine at all. A file of a few bytes may ask for a tensor of a terabyte, and a
 //! runtime that believes it takes the whole process down.
 
-use std::fs;
-
 use dmopt_ir::{Graph, Sizes};
+use dmopt_runtime::available;
 
 /// Why a run of this graph does not fit the memory that is left; `None` where it may, or where nobody knows. Types must
 /// have been inferred.
@@ -30,18 +29,6 @@ fn least(graph: &Graph) -> u64 {
         values.into_iter().filter_map(bytes).fold(0u64, u64::saturating_add)
     };
     graph.ops().map(of_op).max().unwrap_or(0)
-}
-
-/// Bytes that the system can still give to processes, within the limit of the container if there is one. Known on
-/// Linux.
-fn available() -> Option<u64> {
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let memory = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let system = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024);
-    let container =
-        number("/sys/fs/cgroup/memory.max").or_else(|| number("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
-    Some(system.min(container.unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use dmopt_ir::Model;
+use dmopt_runtime::apart::{Apart, Processes, Which};
 use dmopt_runtime::{Backend, Ep, SessionKind};
 
 use crate::{Error, onnx};
@@ -43,6 +44,9 @@ pub struct Runtimes {
     pub ep: Ep,
     /// Configuration of ONNX Runtime's sessions.
     pub session: SessionKind,
+    /// Processes for them; without, they run in this one, which ends with them if a model makes them die. On CUDA they
+    /// always do: each process would hold a context of its own on the device.
+    pub processes: Option<Processes>,
 }
 
 /// Which runtimes.
@@ -84,7 +88,7 @@ impl Runtimes {
     pub(crate) fn find(&self) -> Result<Found, Error> {
         let named = self.ort_lib.is_some() || self.ep != Ep::Cpu;
         let required = |with| self.with == with || self.with == With::Both;
-        let tract = match embedded() {
+        let tract = match self.embedded_runtime() {
             Some(_) if self.with == With::Ort => None,
             None if required(With::Tract) => return Err(Error::Unavailable(NO_TRACT.to_string())),
             found => found,
@@ -111,31 +115,43 @@ impl Runtimes {
         use dmopt_runtime::ort::OnnxRuntime;
         let found = OnnxRuntime::find(self.ort_lib.as_deref()).and_then(|runtime| {
             runtime.require(&self.ep)?;
-            Ok(runtime.backend(self.session, self.ep.clone()))
+            Ok(runtime)
         });
-        match found {
-            Ok(backend) => Ok(Box::new(backend)),
-            Err(cause) => Err(cause.to_string()),
-        }
+        let runtime = found.map_err(|cause| cause.to_string())?;
+        let which = Which::OnnxRuntime {
+            library: runtime.path().to_path_buf(),
+            settings: self.session.into(),
+            ep: self.ep.clone(),
+        };
+        Ok(self.hosted(runtime.backend(self.session, self.ep.clone()), which))
     }
 
     #[cfg(not(feature = "ort"))]
     fn onnx_runtime(&self) -> Result<Box<dyn Backend>, String> {
         Err("this build cannot use ONNX Runtime (it lacks the feature ort)".to_string())
     }
+
+    #[cfg(feature = "tract")]
+    fn embedded_runtime(&self) -> Option<Box<dyn Backend>> {
+        Some(self.hosted(dmopt_runtime::tract::Tract, Which::Embedded))
+    }
+
+    #[cfg(not(feature = "tract"))]
+    fn embedded_runtime(&self) -> Option<Box<dyn Backend>> {
+        None
+    }
+
+    /// A runtime where it is to run.
+    #[cfg(any(feature = "ort", feature = "tract"))]
+    fn hosted(&self, runtime: impl Backend + 'static, which: Which) -> Box<dyn Backend> {
+        match &self.processes {
+            Some(processes) if self.ep == Ep::Cpu => Box::new(Apart::new(runtime, which, processes.clone())),
+            _ => Box::new(runtime),
+        }
+    }
 }
 
 const NO_TRACT: &str = "built without the embedded runtime (the feature tract)";
-
-#[cfg(feature = "tract")]
-fn embedded() -> Option<Box<dyn Backend>> {
-    Some(Box::new(dmopt_runtime::tract::Tract))
-}
-
-#[cfg(not(feature = "tract"))]
-fn embedded() -> Option<Box<dyn Backend>> {
-    None
-}
 
 impl Found {
     /// None, for this reason.

@@ -3,6 +3,7 @@
 // What a test needs and does not find is a failure of the test, in its helper functions too.
 #![allow(clippy::unwrap_used)]
 
+mod apart;
 mod cli;
 mod conformance;
 mod docs;

@@ -13,7 +13,7 @@ use prost::Message;
 use crate::cli::{Desk, EXPORT, bytes, proto};
 
 /// The arguments that choose the library under test, or `None` with a line that says so.
-fn ort() -> Option<String> {
+pub fn ort() -> Option<String> {
     library("DMOPT_ORT_LIB")
 }
 

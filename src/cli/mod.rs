@@ -18,12 +18,14 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dmopt::ir::Sizes;
 use dmopt::passes::{PIPELINE, Pass};
+use dmopt::runtime::apart::{self, Processes};
 use dmopt::runtime::{Ep, SessionKind};
 use dmopt::{Runtimes, Source, With, units};
 
@@ -149,12 +151,29 @@ struct OrtArgs {
     /// Configuration of ONNX Runtime's sessions: as everybody gets it who sets nothing, or tuned for low memory
     #[arg(long, value_enum, value_name = "KIND", default_value_t = Kind::Default)]
     session: Kind,
+    /// Longest that a runtime may take to load a model or to run it once, in seconds; 0 for as long as it likes. Runtimes
+    /// run in processes of their own, on CUDA in this one, where nothing stops them
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
 }
 
 impl OrtArgs {
     fn runtimes(&self, with: With) -> Runtimes {
-        Runtimes { with, ort_lib: self.ort_lib.clone(), ep: self.ep.clone(), session: self.session.into() }
+        let patience = Some(Duration::from_secs(self.timeout)).filter(|time| !time.is_zero());
+        Runtimes {
+            with,
+            ort_lib: self.ort_lib.clone(),
+            ep: self.ep.clone(),
+            session: self.session.into(),
+            processes: this_program().map(|program| Processes { program, patience }),
+        }
     }
+}
+
+/// The program that runs, also when another one has taken its place since.
+fn this_program() -> Option<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { Some(running) } else { std::env::current_exe().ok() }
 }
 
 /// Configuration of a session.
@@ -237,6 +256,9 @@ const INTERRUPTED: i32 = 130;
 /// Runs the command line of this process, with passes beside those of [`PIPELINE`]: the whole of a program that
 /// is dmopt with passes of its own.
 pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == apart::ARGUMENT) {
+        return if apart::host().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     // The first call decides; a process has one command line.
     let _ = OWN.set(own.to_vec());
     // Without a handler there would be no clearing up, and nothing else would be lost.
