@@ -4,10 +4,14 @@
 Each model is tried in three variants: `plain`; `weights`, with all inputs but the first turned into
 initializers; `baked`, with all of them turned, so that everything can be folded. (Only inputs that are
 tensors can be turned.) Each optimizer runs in a process of its own per
-model, so that a crash is a result like any other. A verdict is the first of these that applies:
+model, so that a crash is a result like any other. `dmopt` is `dmopt optimize MODEL RESULT`, which
+runs original and result in the runtimes that it has before the result is put in place; `dmopt TARGET`
+is the same with `--target`, with `--no-validate` and with `--verify`, which leaves it to this script to
+find what is wrong. A verdict is the first of these that applies:
 
     crash     the process died of a signal or a panic, or took more than the limit of time
     refused   an error instead of a model
+    rejected  dmopt itself says that outputs differ
     input     an output, or an input without a default, is gone, renamed or elsewhere
     invalid   the full checker of onnx objects, and did not object to the original
     broken    ONNX Runtime (else the reference evaluator) runs the original and not the result
@@ -47,7 +51,7 @@ from onnx import numpy_helper
 
 LIMIT_SECONDS = 60
 VARIANTS = ("plain", "weights", "baked")
-VERDICTS = ("ok", "unjudged", "crash", "refused", "input", "invalid", "broken", "changed")
+VERDICTS = ("ok", "unjudged", "crash", "refused", "rejected", "input", "invalid", "broken", "changed")
 FAILURES = VERDICTS[2:]
 PEERS = {
     "onnxsim": "onnxsim",
@@ -310,12 +314,19 @@ def judge(case: Case, folder: Path, before: Path, after: Path) -> str:
     return "unjudged"
 
 
-def run_dmopt(binary: str, target: str, before: Path, after: Path) -> None:
-    command = [binary, "optimize", before, after, "--target", target, "--no-validate", "--verify", "-q"]
+def run_dmopt(binary: str, target: str | None, before: Path, after: Path) -> None:
+    """For a target without validation; without one, as people type it, with the ONNX Runtime of this Python."""
+    command = [binary, "optimize", before, after, "-q"]
+    if target:
+        command += ["--target", target, "--no-validate", "--verify"]
+    environment = {**os.environ, "DMOPT_PYTHON": sys.executable}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, env=environment)
     except subprocess.TimeoutExpired as error:
         raise Failed("crash", f"more than {LIMIT_SECONDS} s") from error
+    if done.returncode == 3:
+        after.with_suffix(".rejected.onnx").unlink(missing_ok=True)
+        raise Failed("rejected", done.stderr.strip())
     if done.returncode not in (0, 1):
         raise Failed("crash", f"exit status {done.returncode}: {done.stderr.strip()}")
     if done.returncode == 1:
@@ -355,8 +366,8 @@ class Runner:
         after = self.work / tool.replace(" ", "-") / case.variant / f"{case.name}.onnx"
         after.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if tool.startswith("dmopt "):
-                run_dmopt(self.binary, tool.removeprefix("dmopt "), before, after)
+            if tool.startswith("dmopt"):
+                run_dmopt(self.binary, tool.removeprefix("dmopt").strip() or None, before, after)
             else:
                 isolated(lambda: run_peer(tool, before, after))
             verdict, reason = isolated(lambda: judge(case, self.models / case.name, before, after)), ""
@@ -390,7 +401,7 @@ def write_results(work: Path, results: list[tuple[str, Case, str, str]]) -> None
 
 
 def table(counts: collections.Counter, tools: list[str]) -> str:
-    lines = [f"| optimizer | variant | models | {' | '.join(VERDICTS)} |", "|---" * 2 + "|---:" * 9 + "|"]
+    lines = [f"| optimizer | variant | models | {' | '.join(VERDICTS)} |", "|---" * 2 + "|---:" * (len(VERDICTS) + 1) + "|"]
     for tool in tools:
         for variant in VARIANTS:
             row = [counts[tool, variant, verdict] for verdict in VERDICTS]
@@ -468,7 +479,7 @@ def main() -> int:
     shutil.rmtree(work, ignore_errors=True)
     cases = write_variants(arguments.models, work, rows)
     chosen = arguments.targets.split(",") if arguments.targets else targets(arguments.dmopt)
-    tools = [f"dmopt {target}" for target in chosen]
+    tools = ["dmopt"] + [f"dmopt {target}" for target in chosen]
     if arguments.peers:
         tools += PEERS
         for package in PEERS.values():

@@ -34,6 +34,14 @@ pub(crate) fn between(a: &Model, b: &Model) -> Tolerance {
     }
 }
 
+/// The tolerance for one model in two runtimes, before that for long sums: they add up in other orders.
+pub(crate) fn of_runtimes(graph: &Graph) -> Tolerance {
+    match coarsest(&[graph]) {
+        Some(dtype) => Tolerance::for_class(Safety::Reassociates, dtype, depth(graph, &HashSet::new())),
+        None => Tolerance::EXACT,
+    }
+}
+
 /// The number of linear operators (convolutions, matrix products, mixing sites) on the longest path through a graph.
 /// A body counts once, however often it runs. `sites` are the results of mixing sites.
 pub fn depth(graph: &Graph, sites: &HashSet<&str>) -> usize {

@@ -558,3 +558,21 @@ fn shape(value: &serde_json::Value) -> Vec<String> {
         Value::String(_) => vec!["string".to_string()],
     }
 }
+
+/// The embedded runtime makes double zeros of a shape, where float ones are meant.
+#[test]
+#[cfg(feature = "tract")]
+fn a_runtime_that_is_wrong_about_the_original_has_no_say() {
+    let Some(ort) = ort() else { return };
+    let text = "g (float[2] x) => (float[3] y, float[2] z) <int64[1] shape = {3}> { y = ConstantOfShape(shape) z = Neg(x) }";
+    let desk = Desk::with_text(text);
+    let done = desk.run(&format!("optimize m.onnx out.onnx {ort} --report r.json"));
+    assert_eq!(done.code(), 0, "{}", done.stderr());
+    let report = desk.report("r.json");
+    let statuses: Vec<ValidationStatus> = report.validations.iter().map(|found| found.status).collect();
+    assert_eq!(statuses, [ValidationStatus::Skipped, ValidationStatus::Passed]);
+    let reason = report.validations[0].reason.clone().unwrap();
+    assert!(reason.starts_with("what it makes of the original is not what onnxruntime"), "{reason}");
+    // Alone it decides.
+    assert_eq!(desk.run("optimize m.onnx alone.onnx").code(), 3);
+}

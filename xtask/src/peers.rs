@@ -32,7 +32,7 @@ pub fn conformance(choices: &Conformance) -> anyhow::Result<()> {
     let models = target_folder().join("backend-models");
     call(Command::new(&python).arg("scripts/backend_models.py").arg(&models))?;
     let mut script = Command::new(&python);
-    script.arg("scripts/conformance.py").arg(&models).arg("--dmopt").arg(release()?);
+    script.arg("scripts/conformance.py").arg(&models).arg("--dmopt").arg(build(&[])?);
     let sample = choices.sample.map(|count| count.to_string());
     script.args(sample.iter().flat_map(|count| ["--sample", count]));
     let peers = if choices.peers { " --peers" } else { "" };
@@ -67,18 +67,13 @@ fn python() -> anyhow::Result<PathBuf> {
     Ok(venv.join("bin/python"))
 }
 
-/// The binary as it ships, without the embedded runtime, which has no part in this.
+/// The binary as it ships, without the embedded runtime, where that has no part.
 pub(crate) fn release() -> anyhow::Result<PathBuf> {
-    let build = [
-        "build",
-        "--locked",
-        "--release",
-        "--package",
-        "dmopt",
-        "--no-default-features",
-        "--features",
-        "ort",
-    ];
-    call(Command::new(env!("CARGO")).args(build))?;
+    build(&["--no-default-features", "--features", "ort"])
+}
+
+fn build(features: &[&str]) -> anyhow::Result<PathBuf> {
+    let build = ["build", "--locked", "--release", "--package", "dmopt"];
+    call(Command::new(env!("CARGO")).args(build).args(features))?;
     Ok(Path::new(&target_folder()).join("release/dmopt"))
 }
