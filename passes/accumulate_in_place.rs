@@ -15,7 +15,7 @@
 //! ```
 //! Of two products, the one whose operands are there first comes first, so that those need not be kept. A step with a bias and `Z` is
 //! right in every session from ONNX Runtime 1.27 on alone, so a bias stays in such a step only where there is no first
-//! step to take it.
+//! step to take it, and nowhere if the result is to run in an older one.
 //!
 //! Class: rounding differs (one fused step, another order of additions). NaN and infinity are those of the sum.
 //! Left alone: other element types than float32 and other ranks than 3 to 5, which the kernel does not have; sums of
@@ -93,16 +93,26 @@ impl Pass for AccumulateInPlace {
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
         if context.planning.target == Target::OrtCpu {
-            context.apply_rule(self, rewriter);
+            let biased = context.planning.onnxruntime.is_none_or(|version| version >= BIASED);
+            context.apply_rule(&Accumulate { biased }, rewriter);
         }
     }
 }
 
-impl Rule for AccumulateInPlace {
+/// The oldest ONNX Runtime in which a step with a bias and an accumulator is right in every session.
+pub(crate) const BIASED: (u32, u32) = (1, 27);
+
+/// The rule, for a runtime that has steps with a bias and an accumulator, or for one that has not.
+struct Accumulate {
+    biased: bool,
+}
+
+impl Rule for Accumulate {
     fn at(&self, graph: &Graph, op: OpId) -> Result<Patch, Miss> {
         match graph.op(op).op_type.as_str() {
             "Add" | "Sub" | "Sum" => {
-                shift(graph, op).or_else(|| sum(graph, op)).ok_or(Miss::NoMatch).and_then(|patch| patch)
+                let shifted = || shift(graph, op, self.biased);
+                shifted().or_else(|| sum(graph, op, self.biased)).ok_or(Miss::NoMatch).and_then(|patch| patch)
             }
             _ => activated(graph, op).ok_or(Miss::NoMatch),
         }
@@ -150,7 +160,7 @@ fn fits(ty: &TensorType) -> bool {
 }
 
 /// `a + b`, one of them a chain of steps that the other can be put under.
-fn sum(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
+fn sum(graph: &Graph, op: OpId, biased: bool) -> Option<Result<Patch, Miss>> {
     let operator = graph.op(op);
     let known = operator.is_standard() && graph.opset("") >= 7 && operator.results().count() == 1;
     let [Some(a), Some(b)] = operator.inputs[..] else { return None };
@@ -166,16 +176,16 @@ fn sum(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
         on_b = on_b.filter(|chain| chain.len() == 1).and_then(|chain| negated(graph, chain));
         // `a - b` is no step on top of b.
         let steps = on_b?;
-        return Some(accumulate(graph, result, steps, a, on_a));
+        return Some(accumulate(graph, result, steps, a, on_a, biased));
     }
     Some(match (on_a, on_b) {
         (Some(steps), under) if under.as_ref().is_none_or(|under| place(under) < place(&steps)) => {
-            accumulate(graph, result, steps, b, under)
+            accumulate(graph, result, steps, b, under, biased)
         }
-        (under, Some(steps)) => accumulate(graph, result, steps, a, under),
+        (under, Some(steps)) => accumulate(graph, result, steps, a, under, biased),
         (_, None) => {
             let (x, z) = overwritten(graph, op, [a, b])?;
-            accumulate(graph, result, vec![Step::plain(graph, op, x)?], z, None)
+            accumulate(graph, result, vec![Step::plain(graph, op, x)?], z, None, biased)
         }
     })
 }
@@ -208,6 +218,7 @@ fn accumulate(
     mut steps: Vec<Step>,
     z: ValueId,
     mut under: Option<Vec<Step>>,
+    biased: bool,
 ) -> Result<Patch, Miss> {
     let mut patch = Patch::new(Safety::Reassociates);
     let first = steps.last_mut().ok_or(Miss::NoMatch)?;
@@ -217,15 +228,15 @@ fn accumulate(
         && lowest.shift(bias)
     {
         first.bias = Bias::None;
-        z = emit(graph, under, None, &mut patch)?;
+        z = emit(graph, under, None, biased, &mut patch)?;
     }
-    let new = emit(graph, &steps, Some(z), &mut patch)?;
+    let new = emit(graph, &steps, Some(z), biased, &mut patch)?;
     patch.replace_uses(result, new);
     Ok(patch)
 }
 
 /// `chain + c` with a number for each channel: it goes into the bias of the first step. `s*x + c` becomes a step, too.
-fn shift(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
+fn shift(graph: &Graph, op: OpId, biased: bool) -> Option<Result<Patch, Miss>> {
     let (value, Affine { scale, shift }) = elementwise(graph, op)?;
     let ty = graph.tensor_type(value)?;
     let mut steps = chain(graph, value)?;
@@ -236,7 +247,7 @@ fn shift(graph: &Graph, op: OpId) -> Option<Result<Patch, Miss>> {
         return None;
     }
     let mut patch = Patch::new(Safety::Reassociates);
-    Some(emit(graph, &steps, None, &mut patch).and_then(|new| {
+    Some(emit(graph, &steps, None, biased, &mut patch).and_then(|new| {
         patch.replace_uses(graph.op(op).output(0).ok_or(Miss::NoMatch)?, new);
         Ok(patch)
     }))
@@ -335,10 +346,16 @@ fn negated(graph: &Graph, mut chain: Vec<Step>) -> Option<Vec<Step>> {
 }
 
 /// Writes the steps of a chain, on top of `z` if there is one.
-fn emit(graph: &Graph, steps: &[Step], z: Option<Operand>, patch: &mut Patch) -> Result<Operand, Miss> {
+fn emit(
+    graph: &Graph,
+    steps: &[Step],
+    z: Option<Operand>,
+    biased: bool,
+    patch: &mut Patch,
+) -> Result<Operand, Miss> {
     let mut z = z;
     for step in steps.iter().rev() {
-        z = Some(step.emit(graph, z, patch)?);
+        z = Some(step.emit(graph, z, biased, patch)?);
     }
     z.ok_or(Miss::NoMatch)
 }
@@ -406,7 +423,19 @@ impl Step {
         true
     }
 
-    fn emit(&self, graph: &Graph, z: Option<Operand>, patch: &mut Patch) -> Result<Operand, Miss> {
+    fn emit(
+        &self,
+        graph: &Graph,
+        z: Option<Operand>,
+        biased: bool,
+        patch: &mut Patch,
+    ) -> Result<Operand, Miss> {
+        if z.is_some() && !biased && !matches!(self.bias, Bias::None) {
+            let (major, minor) = BIASED;
+            return Err(Miss::refused(format!(
+                "a step with a bias and an accumulator needs ONNX Runtime {major}.{minor}"
+            )));
+        }
         let name = |value: ValueId| graph.value(value).name.as_str();
         let unfit = || Miss::refused("a constant does not fit its type");
         let operator = graph.op(self.op);

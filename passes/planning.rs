@@ -51,6 +51,8 @@ impl Target {
 pub struct Planning {
     /// What runs the result.
     pub target: Target,
+    /// The oldest ONNX Runtime that has to run it, as major and minor version; without, any that does is new enough.
+    pub onnxruntime: Option<(u32, u32)>,
     /// Sizes of open dimensions, as far as the caller knows them.
     pub sizes: Sizes,
     /// How ONNX Runtime is made to follow the order of the file.

@@ -2,6 +2,8 @@
 
 use dmopt_ir::Graph;
 
+use crate::accumulate_in_place::BIASED;
+
 /// The oldest ONNX Runtime, as major and minor version, that computes this graph in the memory that was planned for and
 /// gives right numbers at every level of optimization; `None` if every version does.
 ///
@@ -11,7 +13,7 @@ pub fn oldest_onnxruntime(graph: &Graph) -> Option<(u32, u32)> {
     let of = |id| {
         let op = graph.op(id);
         let fused = op.domain == "com.microsoft" && op.op_type == "FusedConv" && op.input(3).is_some();
-        let own = fused.then(|| if op.input(2).is_some() { (1, 27) } else { (1, 24) });
+        let own = fused.then(|| if op.input(2).is_some() { BIASED } else { (1, 24) });
         op.bodies().filter_map(oldest_onnxruntime).chain(own).max()
     };
     graph.ops().filter_map(of).max()

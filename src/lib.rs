@@ -87,6 +87,9 @@ pub struct Options<'a> {
     pub seed: u64,
     /// What the result is for.
     pub target: passes::Target,
+    /// The oldest ONNX Runtime that the result has to run in, as major and minor version; where nobody says, the one that
+    /// validates it.
+    pub onnxruntime: Option<(u32, u32)>,
     /// Take no more rewrites that trade for memory once the model needs no more than this many bytes.
     pub budget_bytes: Option<u64>,
     /// How much more arithmetic such rewrites may cost, as a factor; `None` means 1: none.
@@ -169,6 +172,10 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     ir::infer::infer_graph(&mut original.graph);
     let lacking = room::lacking(&original.graph, &options.sizes);
     let found = found.map(|found| lacking.map_or(found, runtimes::Found::refuse));
+    let mut options = options.clone();
+    let version = found.as_ref().and_then(|found| found.ort.as_ref()?.version());
+    options.onnxruntime = options.onnxruntime.or(version);
+    let options = &options;
     let open = report::OpenSizes::of(&original.graph, &options.sizes, options.target.kernels())
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
 
@@ -265,6 +272,7 @@ pub(crate) fn rewrite_with(
         progress: Some(&progress),
         planning: passes::Planning {
             target: options.target,
+            onnxruntime: options.onnxruntime,
             sizes: options.sizes.clone(),
             anchors: options.anchors,
             split_hidden: options.split_hidden,

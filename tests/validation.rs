@@ -315,10 +315,14 @@ fn a_result_says_which_version_it_needs_and_older_ones_are_refused() {
     let refused = desk.run(&format!("validate m.onnx m.opt.onnx --runs 0 {old}"));
     assert_eq!(refused.code(), 5);
     assert!(refused.stderr().contains("m.opt.onnx needs ONNX Runtime 1.27 or later, and what was found is"));
-    let refused = desk.run(&format!("optimize m.onnx again.onnx --target ort-cpu {old}"));
+    let refused = desk.run(&format!("optimize m.opt.onnx again.onnx --target ort-cpu {old}"));
     assert_eq!(refused.code(), 5);
-    assert!(refused.stderr().contains("the result of m.onnx needs"), "{}", refused.stderr());
+    assert!(refused.stderr().contains("m.opt.onnx needs ONNX Runtime 1.27"), "{}", refused.stderr());
     assert!(!desk.path("again.onnx").exists());
+    let suited = desk.run(&format!("optimize m.onnx --target ort-cpu --report r.json {old}")).succeeds();
+    let reason = "a step with a bias and an accumulator needs ONNX Runtime 1.27";
+    assert!(suited.stdout().contains(reason), "{}", suited.stdout());
+    assert_eq!(desk.report("r.json").min_onnxruntime, None);
     let portable = desk.run(&format!("optimize m.onnx --report r.json {old}")).succeeds();
     assert!(!portable.stdout().contains("needs"));
     assert_eq!(desk.report("r.json").min_onnxruntime, None);

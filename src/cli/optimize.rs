@@ -47,6 +47,9 @@ pub struct Optimize {
     target: Option<For>,
     #[command(flatten)]
     passes: PassArgs,
+    /// Oldest ONNX Runtime that the result has to run in, as 1.24 [default: the one that validates it]
+    #[arg(long, value_name = "VERSION", value_parser = version)]
+    onnxruntime: Option<(u32, u32)>,
     /// How ONNX Runtime, which does not follow the file, is made to run operators in the order found
     #[arg(long, value_enum, default_value_t = OrderAnchors::Auto)]
     order_anchors: OrderAnchors,
@@ -197,6 +200,13 @@ impl Served {
     }
 }
 
+/// `MAJOR.MINOR`.
+fn version(text: &str) -> Result<(u32, u32), String> {
+    let parts =
+        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parts.ok_or_else(|| "expected a version, as 1.24".to_string())
+}
+
 impl Optimize {
     pub fn run(mut self) -> anyhow::Result<()> {
         let served = self.triton()?;
@@ -239,6 +249,7 @@ impl Optimize {
             target: self.target(),
             budget_bytes: self.budget_bytes,
             max_flops_ratio: Some(self.max_flops_ratio),
+            onnxruntime: self.onnxruntime,
             split_hidden: self.split_hidden,
             anchors: match self.order_anchors {
                 OrderAnchors::Auto => Anchors::Auto,
