@@ -13,8 +13,8 @@ use dmopt_runtime::{ModelFile, Status};
 use tempfile::TempPath;
 
 use crate::onnx::schema::ModelProto;
-use crate::onnx::scratch::{self, Scratch};
-use crate::onnx::{self, Brought, Folder, PROTOBUF_LIMIT, WriteOptions};
+use crate::onnx::scratch::{self, Ahead, Scratch};
+use crate::onnx::{self, Folder, PROTOBUF_LIMIT, WriteOptions};
 use crate::source::folder_of;
 use crate::{Error, Proof, Source, Target};
 
@@ -205,7 +205,9 @@ impl Staged {
         let written = onnx::write(candidate.clone(), &model, &options)?;
         if written.weights.is_some() {
             // Who runs it looks for all of its files in one folder.
-            bring(source, &locations, scratch.path())?.stay();
+            let mut brought = Ahead::default();
+            bring(source, &locations, scratch.path(), &mut brought)?;
+            brought.settle(|| Ok(())).map_err(io_error(&folder, "write to"))?;
         }
         Ok(Staged { scratch, model, written, locations })
     }
@@ -219,7 +221,8 @@ impl Staged {
     fn publish(self, source: &Source, place: &Path, backup: Option<&Path>) -> Result<(), Error> {
         let folder = folder_of(place);
         let _turn = turn(&folder);
-        let copies = bring(source, &self.locations, &folder)?;
+        let mut ahead = Ahead::default();
+        bring(source, &self.locations, &folder, &mut ahead)?;
         if let Some(weights) = &self.written.weights {
             let name = weights.file_name().unwrap_or_default();
             if onnx::locations_of_file(place).iter().any(|used| Path::new(used) == Path::new(name)) {
@@ -227,57 +230,35 @@ impl Staged {
                 return Err(io_error(place, "put in place")(cause));
             }
             let target = folder.join(name);
-            fs::rename(weights, &target).map_err(io_error(&target, "put in place"))?;
+            let put = ahead.put(&target, || fs::rename(weights, &target));
+            put.map_err(io_error(&target, "put in place"))?;
             scratch::sync_folder(&folder);
         }
         if let Some(backup) = backup {
-            self.back_up(place, backup).map_err(io_error(backup, "copy the original to"))?;
+            self.back_up(place, backup, &mut ahead).map_err(io_error(backup, "copy the original to"))?;
         }
-        onnx::publish(&self.model, place).map_err(io_error(place, "put in place"))?;
-        copies.stay();
-        Ok(())
+        ahead.settle(|| onnx::publish(&self.model, place)).map_err(io_error(place, "put in place"))
     }
 
     /// A second name for the original, which then loses its first one; a copy where files have one name only.
-    fn back_up(&self, original: &Path, backup: &Path) -> io::Result<()> {
-        match fs::hard_link(original, backup) {
+    fn back_up(&self, original: &Path, backup: &Path, ahead: &mut Ahead) -> io::Result<()> {
+        match ahead.put(backup, || fs::hard_link(original, backup)) {
             Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
                 let copy = self.scratch.path().join("original");
                 fs::copy(original, &copy)?;
                 File::open(&copy)?.sync_all()?;
-                TempPath::try_from_path(copy)?.persist_noclobber(backup).map_err(|error| error.error)
+                let copy = TempPath::try_from_path(copy)?;
+                ahead.put(backup, || copy.persist_noclobber(backup).map_err(|error| error.error))
             }
             done => done,
         }
     }
 }
 
-/// Copies of external files, which are taken away again unless they are to stay.
-struct Copies(Vec<PathBuf>);
-
-impl Copies {
-    fn stay(mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Copies {
-    fn drop(&mut self) {
-        for copy in &self.0 {
-            let _ = fs::remove_file(copy);
-        }
-    }
-}
-
-fn bring(source: &Source, locations: &[String], folder: &Path) -> Result<Copies, Error> {
+fn bring(source: &Source, locations: &[String], folder: &Path, ahead: &mut Ahead) -> Result<(), Error> {
     let from = Folder::new(&source.folder);
-    let mut copies = Copies(Vec::new());
-    for location in locations {
-        if from.bring(location, folder).map_err(onnx::Error::from)? == Brought::Copied {
-            copies.0.push(folder.join(location));
-        }
-    }
-    Ok(copies)
+    let bring = |location| from.bring(location, folder, ahead).map(drop).map_err(onnx::Error::from);
+    Ok(locations.iter().map(String::as_str).try_for_each(bring)?)
 }
 
 /// Waits until no other process is putting a result into this folder. Where folders cannot be locked, processes that

@@ -143,6 +143,58 @@ fn weights_that_came_along_go_again_when_others_cannot() {
     assert_eq!(names(&desk.path("b")), ["w.bin"]);
 }
 
+fn tell(child: &std::process::Child, signal: &str) {
+    let status = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn weights_that_came_along_go_again_when_the_process_is_told_to_stop() {
+    let desk = Desk::new();
+    for name in ["sub", "b"] {
+        fs::create_dir(desk.path(name)).unwrap();
+    }
+    let text = "g (float[4] x) => (float[4] y) <float[4] v, float[4] w> { i = Identity(x) t = Mul(i, v) y = Add(t, w) }";
+    fs::write(desk.path("m.onnx"), external(text, &[("sub/v.bin", 16), ("w.bin", 16)])).unwrap();
+    for name in ["sub/v.bin", "w.bin"] {
+        fs::write(desk.path(name), [0; 16]).unwrap();
+    }
+    // Looking whether a pipe has the right content takes until somebody writes to it.
+    assert!(Command::new("mkfifo").arg(desk.path("b/w.bin")).status().unwrap().success());
+    for signal in ["INT", "TERM", "HUP"] {
+        let mut child = desk.command("optimize m.onnx b/out.onnx --no-validate -q").spawn().unwrap();
+        while !desk.path("b/sub/v.bin").exists() {
+            assert_eq!(child.try_wait().unwrap(), None, "it must wait for the pipe");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        tell(&child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(names(&desk.path("b")), ["w.bin"], "{signal}");
+    }
+}
+
+/// At any moment: also between the weights and the model, and right after.
+#[test]
+fn a_process_that_is_told_to_stop_leaves_the_result_with_its_weights_or_neither() {
+    let desk = desk();
+    let command = "optimize a/m.onnx b/out.onnx --no-validate -q";
+    let mut random = Prng::named(11, "stops");
+    for _ in 0..24 {
+        let mut child = desk.command(command).stderr(Stdio::null()).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() && names(&desk.path("b")).is_empty() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_micros((random.unit() * 8e3) as u64));
+        tell(&child, "TERM");
+        child.wait().unwrap();
+        let there = names(&desk.path("b"));
+        assert!(there.is_empty() || there == ["out.onnx", "weights.bin"], "{there:?}");
+        for name in there {
+            fs::remove_file(desk.path("b").join(name)).unwrap();
+        }
+    }
+}
+
 /// A disk with room for less than the result, to a process that is told rather than killed when it is full.
 #[test]
 fn a_file_that_cannot_grow_leaves_the_old_one() {

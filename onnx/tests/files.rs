@@ -377,6 +377,18 @@ fn external_files_come_along_to_another_folder() {
 }
 
 #[test]
+fn external_files_that_came_along_go_again_when_the_model_cannot_be_written() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("w"), [1, 2, 3, 4]).unwrap();
+    let out = to.path().join("m.onnx");
+    fs::create_dir(&out).unwrap();
+    let source = Folder::new(from.path());
+    let options = WriteOptions { source: Some(&source), ..Default::default() };
+    write(model_beside("w", 0, 4), &out, &options).unwrap_err();
+    assert_eq!(names_in(to.path()), ["m.onnx"]);
+}
+
+#[test]
 fn external_files_need_not_be_there_to_write_next_to_them() {
     let folder = tempfile::tempdir().unwrap();
     let source = Folder::new(folder.path());
