@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use tempfile::TempPath;
 
-use crate::error::{ExternalError, ImportError, TensorFault};
+use crate::error::{ExternalError, ImportError};
 use crate::schema::{DataLocation, ModelProto, StringStringEntryProto, TensorProto};
 use crate::scratch::{self, Ahead, Scratch};
 use crate::{read, tensors, walk, write};
@@ -146,18 +146,7 @@ impl Folder {
             }
             Ok(())
         };
-        let mut first = Ok(());
-        walk::each_tensor(model, &mut |tensor| {
-            if first.is_ok() {
-                let place = match tensor.name.as_deref().unwrap_or_default() {
-                    "" => "a tensor without a name".to_string(),
-                    name => format!("tensor '{name}'"),
-                };
-                let located = |cause| ImportError::from(TensorFault::External(cause)).within(place);
-                first = check(tensor).map_err(located);
-            }
-        });
-        first
+        walk::each_tensor(model, &mut check)
     }
 
     fn file(&self, path: &Path) -> Result<Bytes, ExternalError> {

@@ -59,7 +59,8 @@ pub struct Written {
 /// that was there before is then still there, unchanged, and what came for the new one is gone again.
 pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
     let mut written = Written::default();
-    let locations = walk::locations(&model)?;
+    let at = |cause| Error::Import { file: path.display().to_string(), cause };
+    let locations = walk::locations(&model).map_err(at)?;
     let mut weights = Vec::new();
     let old = locations_of_file(path);
     let name = free_name(path, &[&locations[..], &old, options.avoid].concat());
