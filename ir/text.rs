@@ -22,7 +22,7 @@
 //! **Beyond the standard's grammar**: an element of float16 or bfloat16 is its bit pattern when written as an
 //! integer, as in the standard, and the number itself when written with a point, exponent, `inf` or `nan`;
 //! `0x` before the digits gives the bits of any floating-point element; `\x` and two digits stand for a byte
-//! that is not UTF-8; complex elements are pairs of numbers; domains, operator types, attribute names and names
+//! that is not UTF-8 or controls a terminal; complex elements are pairs of numbers; domains, operator types, attribute names and names
 //! of bodies may be quoted. [`Style::Onnx`] writes numbers without these.
 //!
 //! **Not covered**: sparse tensors, elements of 6-bit floats, attributes that only the importer understands (all
@@ -313,6 +313,7 @@ mod tests {
             "float8e8m0 w = {127}",
             "complex64[2] w = {1.0, -1.0, 0.5, inf}",
             r#"string[3] w = {"a", "quote \" and \\", "\xff\xfe"}"#,
+            r#"string[2] w = {"\x1b[2J\x07", "\xc2\x9b\x0a"}"#,
             "float[0] w = {}",
             r#"float[2] w = ["location": "w.bin", "offset": "8", "length": "8"]"#,
         ] {

@@ -82,6 +82,23 @@ impl Error {
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |cause| Error::Io { path: path.to_path_buf(), action, cause }
     }
+
+    /// The same, said of files in the folder `to` where it is said of those in `from`.
+    pub fn moved(mut self, from: &Path, to: &Path) -> Error {
+        let there = |path: &Path| path.strip_prefix(from).ok().map(|rest| to.join(rest));
+        match &mut self {
+            Error::Io { path, .. }
+            | Error::Directory(path)
+            | Error::External(ExternalError::File { path, .. } | ExternalError::Range { path, .. }) => {
+                there(path).into_iter().for_each(|there| *path = there);
+            }
+            Error::TooLarge { file, .. } => {
+                there(Path::new(&file)).iter().for_each(|there| *file = there.display().to_string());
+            }
+            _ => {}
+        }
+        self
+    }
 }
 
 /// Why external data cannot be read or carried along.
@@ -143,6 +160,19 @@ impl ImportError {
     }
 }
 
+/// What a node is called in messages.
+pub(crate) fn node_place(op_type: &str, name: &str, position: usize) -> String {
+    match name {
+        "" => format!("node {position} ({op_type})"),
+        name => format!("{op_type} '{name}'"),
+    }
+}
+
+/// What a function is called in messages.
+pub(crate) fn function_place(domain: &str, name: &str) -> String {
+    format!("function {domain}::{name}")
+}
+
 impl<F: Into<Fault>> From<F> for ImportError {
     fn from(fault: F) -> ImportError {
         ImportError { place: Vec::new(), fault: fault.into() }
@@ -161,7 +191,10 @@ pub enum Fault {
     /// The file does not say which version of the format it is in.
     #[error("the IR version is missing")]
     NoIrVersion,
-    /// A format version of the future, or none.
+    /// A version of the format that never was.
+    #[error("IR version {0} is none; versions begin at 1")]
+    BadIrVersion(i64),
+    /// A format version of the future.
     #[error("IR version {0} is newer than this tool knows ({max})", max = crate::schema::IR_VERSION)]
     IrVersion(i64),
     /// A version of the default operator set of the future.

@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use tempfile::TempPath;
 
-use crate::error::{ExternalError, ImportError, TensorFault};
+use crate::error::{ExternalError, ImportError};
 use crate::schema::{DataLocation, ModelProto, StringStringEntryProto, TensorProto};
-use crate::scratch::{self, Scratch};
-use crate::{read, tensors, walk};
+use crate::scratch::{self, Ahead, Scratch};
+use crate::{read, tensors, walk, write};
 
 /// A range of an external file, as a tensor refers to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,18 +146,7 @@ impl Folder {
             }
             Ok(())
         };
-        let mut first = Ok(());
-        walk::each_tensor(model, &mut |tensor| {
-            if first.is_ok() {
-                let place = match tensor.name.as_deref().unwrap_or_default() {
-                    "" => "a tensor without a name".to_string(),
-                    name => format!("tensor '{name}'"),
-                };
-                let located = |cause| ImportError::from(TensorFault::External(cause)).within(place);
-                first = check(tensor).map_err(located);
-            }
-        });
-        first
+        walk::each_tensor(model, &mut check)
     }
 
     fn file(&self, path: &Path) -> Result<Bytes, ExternalError> {
@@ -177,11 +166,12 @@ impl Folder {
 
     /// Copies the file at `location` to the folder `other` under the same location. Not a hard link: changing one
     /// would change the other, and ONNX's own loader refuses files that have several links. A file with the same
-    /// content that is there already is left alone, and nothing is looked at when `other` is this folder.
+    /// content that is there already is left alone, and nothing is looked at when `other` is this folder. What is made
+    /// has the permissions of what it is copied from, and is taken away again unless `ahead` makes it stay.
     ///
     /// # Errors
     /// The location is refused, the file is missing, a different one is in the way, or it cannot be written.
-    pub fn bring(&self, location: &str, other: &Path) -> Result<Brought, ExternalError> {
+    pub fn bring(&self, location: &str, other: &Path, ahead: &mut Ahead) -> Result<Brought, ExternalError> {
         if let (Ok(here), Ok(there)) = (self.root.canonicalize(), other.canonicalize())
             && here == there
         {
@@ -202,17 +192,21 @@ impl Folder {
             return compare();
         }
         let folder = parent(&target);
-        fs::create_dir_all(&folder).map_err(failed)?;
+        make_folder(&folder, ahead).map_err(failed)?;
         let scratch = Scratch::within(&folder).map_err(failed)?;
         let new = scratch.path().join("copy");
         let mut copy = File::create_new(&new).map_err(failed)?;
-        io::copy(&mut File::open(&source).map_err(failed)?, &mut copy).map_err(failed)?;
+        let mut original = File::open(&source).map_err(failed)?;
+        let permissions = original.metadata().map_err(failed)?.permissions();
+        write::permit(&copy, Some(&permissions));
+        io::copy(&mut original, &mut copy).map_err(failed)?;
         copy.sync_all().map_err(failed)?;
-        match TempPath::try_from_path(new).map_err(failed)?.persist_noclobber(&target) {
+        let new = TempPath::try_from_path(new).map_err(failed)?;
+        match ahead.put(&target, || new.persist_noclobber(&target).map_err(|error| error.error)) {
             Ok(()) => scratch::sync_folder(&folder),
             // Another process was faster.
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return compare(),
-            Err(error) => return Err(failed(error.error)),
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => return compare(),
+            Err(cause) => return Err(failed(cause)),
         }
         Ok(Brought::Copied)
     }
@@ -241,6 +235,18 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
         Some(folder) if folder != Path::new("") => folder.to_path_buf(),
         _ => PathBuf::from("."),
     }
+}
+
+/// Makes a folder and those around it.
+fn make_folder(folder: &Path, ahead: &mut Ahead) -> io::Result<()> {
+    let missing = folder.ancestors().take_while(|folder| *folder != Path::new("") && !folder.exists());
+    for folder in missing.collect::<Vec<_>>().into_iter().rev() {
+        match ahead.put(folder, || fs::create_dir(folder)) {
+            Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => return Err(cause),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A location as a path below a folder, without looking at the file system.

@@ -14,7 +14,7 @@ use dmopt_ir::{
     ValueId,
 };
 
-use crate::error::{Fault, ImportError};
+use crate::error::{Fault, ImportError, function_place, node_place};
 use crate::extra::{AttributeExtra, Declaration, GraphExtra, pack, some};
 use crate::schema::{
     AttributeProto, AttributeType, FunctionProto, GraphProto, IR_VERSION, ModelProto, NodeProto,
@@ -31,8 +31,10 @@ type Result<T> = std::result::Result<T, ImportError>;
 /// The model contradicts itself, or is of a version that this tool does not know; the error says where.
 pub fn import(mut proto: ModelProto, external: Arc<dyn LoadExternal>) -> Result<Model> {
     let ir_version = proto.ir_version.take().filter(|&v| v != 0).ok_or(Fault::NoIrVersion)?;
-    if !(1..=IR_VERSION).contains(&ir_version) {
-        return Err(Fault::IrVersion(ir_version).into());
+    match ir_version {
+        1..=IR_VERSION => {}
+        ..1 => return Err(Fault::BadIrVersion(ir_version).into()),
+        _ => return Err(Fault::IrVersion(ir_version).into()),
     }
     let graph = proto.graph.take().ok_or(Fault::NoGraph)?;
     let opsets = opsets(&mut proto.opset_import)?;
@@ -48,7 +50,7 @@ fn function(mut proto: FunctionProto, external: &Arc<dyn LoadExternal>) -> Resul
     let domain = filled(&mut proto.domain);
     let name = filled(&mut proto.name);
     let overload = filled(&mut proto.overload);
-    let place = format!("function {domain}::{name}");
+    let place = function_place(&domain, &name);
     let within = |error: ImportError| error.within(&place);
 
     let opsets = opsets(&mut proto.opset_import).map_err(within)?;
@@ -209,10 +211,7 @@ impl Importer {
         op.overload = filled(&mut proto.overload);
 
         let name = op.name.clone();
-        let within = |error: ImportError| match name.as_str() {
-            "" => error.within(format!("node {position} ({op_type})")),
-            name => error.within(format!("{op_type} '{name}'")),
-        };
+        let within = |error: ImportError| error.within(node_place(&op_type, &name, position));
         if !self.opsets.contains_key(standard(&op.domain)) {
             let domain = if op.is_standard() { "ai.onnx" } else { &op.domain }.to_string();
             return Err(within(Fault::NoOpset(domain).into()));

@@ -1,8 +1,9 @@
-//! Temporary folders beside the files that they become, and what takes them away whatever happens to the process:
+//! Temporary folders beside the files that they become, files that are in place before the model that they are for, and
+//! what takes both away whatever happens to the process:
 //!
-//! - it ends, with or without an error: the destructor of [`Scratch`];
+//! - it ends, with or without an error: the destructors of [`Scratch`] and [`Ahead`];
 //! - it is told to stop, when destructors do not run: [`clear_for_exit`];
-//! - it is killed: the next process that makes a folder at the same place.
+//! - it is killed: the next process that makes a folder at the same place takes the folders away.
 //!
 //! The last one must know that the owner is dead. Each folder holds a file that its owner keeps locked, and the system
 //! ends a lock with the process that holds it; so a folder whose lock can be had is nobody's. Folders of this kind
@@ -12,7 +13,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::Builder;
 
@@ -29,9 +30,21 @@ const CONTENT: &[u8] = b"Temporary files of dmopt. Its next run beside this fold
 /// How often another folder is tried when one is taken away before it is locked.
 const TRIES: usize = 16;
 
-/// Everything made so far; what was dropped is no longer there under its random name. And where it was looked for
-/// what others left.
-static MADE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// What this process answers for until it ends.
+static MADE: Mutex<Made> = Mutex::new(Made { folders: Vec::new(), ahead: Vec::new() });
+
+struct Made {
+    /// Every temporary folder; what was dropped is no longer there under its random name.
+    folders: Vec<PathBuf>,
+    /// What is in place ahead of its model.
+    ahead: Vec<PathBuf>,
+}
+
+fn made() -> MutexGuard<'static, Made> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where it was looked for what others left.
 static SWEPT: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
 
 /// A temporary folder, which goes away with the value.
@@ -55,10 +68,11 @@ impl Scratch {
             sweep(&place);
         }
         drop(swept);
-        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = made();
         for _ in 0..TRIES {
-            let folder = Builder::new().prefix(PREFIX).rand_bytes(RANDOM).tempdir_in(&place)?.keep();
-            made.push(folder.clone());
+            let folder = Builder::new().prefix(PREFIX).rand_bytes(RANDOM).tempdir_in(&place);
+            let folder = folder.map_err(bare)?.keep();
+            made.folders.push(folder.clone());
             match lock(&folder) {
                 Ok(Some(lock)) => return Ok(Scratch { folder, _lock: lock }),
                 // Another process has taken it for one that was left behind.
@@ -83,6 +97,65 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = remove(&self.folder);
     }
+}
+
+/// Files that are in place ahead of the model that they are for. Until it is there too, they go away with the value, and
+/// when the process is told to stop.
+#[derive(Debug, Default)]
+pub struct Ahead(Vec<PathBuf>);
+
+impl Ahead {
+    /// Puts a file or a folder at `path`, in one step.
+    ///
+    /// # Errors
+    /// Those of the step, which must leave nothing at `path` then.
+    pub fn put(&mut self, path: &Path, step: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let path = std::path::absolute(path)?;
+        // As long as it is held, the process does not end by being told to stop.
+        let mut made = made();
+        step()?;
+        made.ahead.push(path.clone());
+        self.0.push(path);
+        Ok(())
+    }
+
+    /// Puts the model in place, in one step; all that came before it stays from that moment on.
+    ///
+    /// # Errors
+    /// Those of the step.
+    pub fn settle(mut self, step: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut made = made();
+        step()?;
+        self.let_go(&mut made);
+        self.0.clear();
+        Ok(())
+    }
+
+    fn let_go(&self, made: &mut Made) {
+        made.ahead.retain(|path| !self.0.contains(path));
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        let mut made = made();
+        take_back(&self.0);
+        self.let_go(&mut made);
+    }
+}
+
+/// Removes the last ones first: a folder comes before what is in it, and stays if it is not empty.
+fn take_back(paths: &[PathBuf]) {
+    for path in paths.iter().rev() {
+        let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+    }
+}
+
+/// What the system said, without the name of the temporary file, which nobody knows.
+pub fn bare(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(std::error::Error::source);
+    let code = cause.and_then(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    code.map_or(error, io::Error::from_raw_os_error)
 }
 
 /// The lock of a new folder; `None` if another process has it.
@@ -145,13 +218,14 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes away whatever is there of the temporary folders of this process. From then on, whoever wants to make another
-/// one waits for ever: this is for a process that ends.
+/// Takes away whatever is there of the temporary folders of this process, and what is in place ahead of its model. From
+/// then on, whoever wants to make or place something waits for ever: this is for a process that ends.
 pub fn clear_for_exit() {
-    let made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    for path in made.iter() {
+    let made = made();
+    for path in &made.folders {
         let _ = remove(path);
     }
+    take_back(&made.ahead);
     std::mem::forget(made);
 }
 
@@ -180,6 +254,26 @@ mod tests {
         assert!(scratch.path().is_dir());
         drop(scratch);
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_ahead_of_its_model_goes_away_unless_the_model_comes() {
+        let place = tempfile::tempdir().unwrap();
+        let (folder, file) = (place.path().join("sub"), place.path().join("sub/weights"));
+        let put = || {
+            let mut ahead = Ahead::default();
+            ahead.put(&folder, || fs::create_dir(&folder)).unwrap();
+            ahead.put(&file, || fs::write(&file, "weights")).unwrap();
+            assert!(ahead.put(&file, || File::create_new(&file).map(drop)).is_err());
+            ahead
+        };
+        drop(put());
+        assert!(!folder.exists());
+        put().settle(|| Err(io::Error::other("full"))).unwrap_err();
+        assert!(!folder.exists());
+        put().settle(|| Ok(())).unwrap();
+        assert!(file.is_file());
+        assert!(!made().ahead.contains(&file));
     }
 
     #[test]

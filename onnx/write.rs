@@ -11,7 +11,7 @@ use prost::Message;
 use crate::error::Error;
 use crate::external::{Brought, Folder, parent};
 use crate::schema::ModelProto;
-use crate::scratch::{self, Scratch};
+use crate::scratch::{self, Ahead, Scratch};
 use crate::spill::{self, Spill};
 use crate::{read, walk};
 
@@ -27,11 +27,13 @@ pub struct WriteOptions<'a> {
     pub source: Option<&'a Folder>,
     /// Names that the second file must not have: something else refers to files of these names.
     pub avoid: &'a [String],
+    /// Permissions of files that were not there before; the system's default if absent.
+    pub permissions: Option<fs::Permissions>,
 }
 
 impl Default for WriteOptions<'_> {
     fn default() -> Self {
-        WriteOptions { limit: PROTOBUF_LIMIT, source: None, avoid: &[] }
+        WriteOptions { limit: PROTOBUF_LIMIT, source: None, avoid: &[], permissions: None }
     }
 }
 
@@ -54,10 +56,11 @@ pub struct Written {
 ///
 /// # Errors
 /// The file or those that it needs cannot be written, or the model is above the limit even without weights. A file
-/// that was there before is then still there, unchanged.
+/// that was there before is then still there, unchanged, and what came for the new one is gone again.
 pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
     let mut written = Written::default();
-    let locations = walk::locations(&model)?;
+    let at = |cause| Error::Import { file: path.display().to_string(), cause };
+    let locations = walk::locations(&model).map_err(at)?;
     let mut weights = Vec::new();
     let old = locations_of_file(path);
     let name = free_name(path, &[&locations[..], &old, options.avoid].concat());
@@ -65,21 +68,28 @@ pub fn write(mut model: ModelProto, path: &Path, options: &WriteOptions) -> Resu
         weights = spill::spill(&mut model, &name);
         fits(&model, path, options.limit, "")?;
     }
+    let mut ahead = Ahead::default();
     if let Some(source) = options.source {
         for location in locations {
-            let how = source.bring(&location, &parent(path))?;
+            let how = source.bring(&location, &parent(path), &mut ahead)?;
             written.brought.push((location, how));
         }
     }
+    let permissions = options.permissions.as_ref();
     if !weights.is_empty() {
         let beside = parent(path).join(name);
-        replace(&beside, |file| weights.iter().try_for_each(|piece| write_at(file, piece)))?;
+        let fill = |file: &mut fs::File| weights.iter().try_for_each(|piece| write_at(file, piece));
+        if let Some(ready) = prepare(&beside, permissions, fill)? {
+            ahead.put(&ready.target, || ready.publish()).map_err(Error::io(&beside, "put in place"))?;
+        }
         written.weights = Some(beside);
     }
-    replace(path, |file| {
+    let ready = prepare(path, permissions, |file| {
         written.bytes = encode_to(&model, file)?;
         Ok(())
     })?;
+    let publish = || ready.as_ref().map_or(Ok(()), Ready::publish);
+    ahead.settle(publish).map_err(Error::io(path, "put in place"))?;
     Ok(written)
 }
 
@@ -138,24 +148,52 @@ fn write_at(file: &mut fs::File, piece: &Spill) -> io::Result<()> {
 /// # Errors
 /// The path is a folder, or a file operation failed; what was there before is still there.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), Error> {
+    let ready = prepare(path, None, fill)?;
+    ready.as_ref().map_or(Ok(()), Ready::publish).map_err(Error::io(path, "put in place"))
+}
+
+/// A file that is complete on disk, beside its target.
+struct Ready {
+    _scratch: Scratch,
+    new: PathBuf,
+    target: PathBuf,
+}
+
+impl Ready {
+    fn publish(&self) -> io::Result<()> {
+        publish(&self.new, &self.target)
+    }
+}
+
+/// Writes what is to be at `path`; `None` if that is written to directly.
+fn prepare(
+    path: &Path,
+    permissions: Option<&fs::Permissions>,
+    fill: impl FnOnce(&mut fs::File) -> io::Result<()>,
+) -> Result<Option<Ready>, Error> {
     let existing = fs::metadata(path).ok();
     if existing.as_ref().is_some_and(|kind| kind.is_dir()) {
         return Err(Error::Directory(path.to_path_buf()));
     }
     if existing.as_ref().is_some_and(|kind| !kind.is_file()) {
         let mut file = fs::OpenOptions::new().write(true).open(path).map_err(Error::io(path, "open"))?;
-        return fill(&mut file).map_err(Error::io(path, "write"));
+        return fill(&mut file).map(|()| None).map_err(Error::io(path, "write"));
     }
     let target = if existing.is_some() { path.canonicalize() } else { Ok(path.to_path_buf()) };
     let target = target.map_err(Error::io(path, "resolve"))?;
-    let folder = parent(&target);
 
-    let scratch = Scratch::within(&folder).map_err(Error::io(path, "write beside"))?;
+    let scratch = Scratch::within(&parent(&target)).map_err(Error::io(path, "write beside"))?;
     let new = scratch.path().join(target.file_name().unwrap_or_default());
     let mut file = fs::File::create_new(&new).map_err(Error::io(path, "write beside"))?;
+    permit(&file, permissions);
     fill(&mut file).map_err(Error::io(path, "write"))?;
     file.sync_all().map_err(Error::io(path, "flush"))?;
-    publish(&new, &target).map_err(Error::io(path, "put in place"))
+    Ok(Some(Ready { _scratch: scratch, new, target }))
+}
+
+/// Gives permissions to a file that is new. That a file system has none is no reason to stop.
+pub(crate) fn permit(file: &fs::File, permissions: Option<&fs::Permissions>) {
+    let _ = permissions.map(|permissions| file.set_permissions(permissions.clone()));
 }
 
 /// Renames a file that is complete on disk over `target`. It gets the permissions of what was there, and its owner

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use dmopt_runtime::{ModelFile, Status};
 use tempfile::TempPath;
 
-use crate::onnx::schema::ModelProto;
-use crate::onnx::scratch::{self, Scratch};
-use crate::onnx::{self, Brought, Folder, PROTOBUF_LIMIT, WriteOptions};
+use crate::onnx::schema::{ModelProto, StringStringEntryProto};
+use crate::onnx::scratch::{self, Ahead, Scratch};
+use crate::onnx::{self, Folder, PROTOBUF_LIMIT, WriteOptions};
 use crate::source::folder_of;
 use crate::{Error, Proof, Source, Target};
 
@@ -54,28 +54,33 @@ pub type Prove<'a> = dyn Fn(&ModelFile) -> Result<Proof, Error> + 'a;
 /// Writes `candidate`, the result for `source`, to where `target` says, if it passes what `prove` makes it go through.
 /// Without, it is not run. `require` makes a proof that was skipped count as failed.
 ///
-/// A candidate that fails is kept as `<target>.rejected.onnx` instead, with its external data.
+/// A candidate that fails is kept as `<target>.rejected.onnx` instead, with its external data; as
+/// `<target>.2.rejected.onnx` and so on where a file of that name is no candidate that failed.
 ///
 /// # Errors
 /// Something cannot be written, or the proof cannot begin. What was at the target before is still there then.
 pub fn place(
-    candidate: ModelProto,
+    mut candidate: ModelProto,
     source: &Source,
     target: Target<'_>,
     prove: Option<&Prove<'_>>,
     require: bool,
 ) -> Result<Placed, Error> {
     let place = destination(&target, source)?;
+    candidate.metadata_props.retain(|entry| !is_mark(entry));
     if prove.is_none() && place.is_none() {
         let (path, bytes) = put(candidate, target)?;
         return Ok(Placed { verdict: Verdict::InPlace, path: Some(path), bytes, proof: None });
     }
     let staged = Staged::write(&candidate, source, &target, place.as_deref())?;
     let proof = prove.map(|prove| prove(&staged.file(source)?)).transpose()?;
-    let bytes = staged.written.bytes;
+    let mut bytes = staged.written.bytes;
     let (verdict, path) = match proof.as_ref().map(Proof::status) {
         Some(Status::Failed) => {
-            let kept = keep(candidate, source, place.as_deref());
+            let kept = keep(candidate, source, place.as_deref()).map(|(path, size)| {
+                bytes = size;
+                path
+            });
             let path = kept.as_ref().ok().map(|path| path.display().to_string());
             (Verdict::Rejected { kept }, path)
         }
@@ -116,7 +121,8 @@ pub(crate) fn check(target: &Target<'_>, source: &Source) -> Result<(), Error> {
         return Err(Error::Overwrites { output: backup, reason });
     }
     // A file without a name: where that can be made, so can one with a name, and nothing has to be cleaned up.
-    tempfile::tempfile_in(folder_of(&place)).map(drop).map_err(io_error(&place, "write a file there"))
+    let tried = tempfile::tempfile_in(folder_of(&place)).map(drop).map_err(scratch::bare);
+    tried.map_err(io_error(&place, "write a file there"))
 }
 
 /// The regular file that the result becomes, links resolved; `None` for a stream, a pipe or `/dev/null`.
@@ -162,15 +168,42 @@ fn put(model: ModelProto, target: Target<'_>) -> Result<(String, u64), Error> {
     }
 }
 
-/// Keeps a result that failed, beside where it would have gone.
-fn keep(model: ModelProto, source: &Source, place: Option<&Path>) -> Result<PathBuf, String> {
-    let path = place.ok_or("it would have gone to a pipe")?.with_extension("rejected.onnx");
-    if source.is_at(&path) {
-        return Err(format!("{} is the input", path.display()));
-    }
+/// Keeps a result that failed, beside where it would have gone. Gives the file and its size.
+fn keep(mut model: ModelProto, source: &Source, place: Option<&Path>) -> Result<(PathBuf, u64), String> {
+    let place = place.ok_or("it would have gone to a pipe")?;
+    let _turn = turn(&folder_of(place));
+    let path = name_of_rejected(place, source);
+    let (key, value) = (Some(REJECTED.to_string()), Some("outputs differ".to_string()));
+    model.metadata_props.push(StringStringEntryProto { key, value, ..Default::default() });
     let folder = Folder::new(&source.folder);
-    let options = WriteOptions { source: Some(&folder), ..WriteOptions::default() };
-    onnx::write(model, &path, &options).map(|_| path).map_err(|cause| cause.to_string())
+    let permissions = source.permissions();
+    let options = WriteOptions { source: Some(&folder), permissions, ..WriteOptions::default() };
+    let written = onnx::write(model, &path, &options).map_err(|cause| cause.to_string())?;
+    Ok((path, written.bytes))
+}
+
+/// What a rejected result says of itself (`metadata_props`).
+const REJECTED: &str = "dmopt.rejected";
+
+fn is_mark(entry: &StringStringEntryProto) -> bool {
+    entry.key.as_deref() == Some(REJECTED)
+}
+
+/// The first name that is free, or that of an older rejected result: no other file is replaced.
+fn name_of_rejected(place: &Path, source: &Source) -> PathBuf {
+    let mut path = place.with_extension("rejected.onnx");
+    let mut number = 1;
+    while source.is_at(&path) || (path.symlink_metadata().is_ok() && !is_rejected(&path)) {
+        number += 1;
+        path = place.with_extension(format!("{number}.rejected.onnx"));
+    }
+    path
+}
+
+fn is_rejected(path: &Path) -> bool {
+    let regular = path.symlink_metadata().is_ok_and(|kind| kind.is_file());
+    let model = || onnx::open(path).and_then(|bytes| onnx::decode("", bytes));
+    regular && model().is_ok_and(|model| model.metadata_props.iter().any(is_mark))
 }
 
 /// A result in a temporary folder of its own, on the file system where it will stay: moving it is one step then.
@@ -189,23 +222,27 @@ impl Staged {
         target: &Target<'_>,
         place: Option<&Path>,
     ) -> Result<Staged, Error> {
-        let (folder, name) = match place {
-            Some(place) => (folder_of(place), place.file_name().unwrap_or_default().to_os_string()),
-            None => (std::env::temp_dir(), "model.onnx".into()),
-        };
+        let place = place.map_or_else(|| std::env::temp_dir().join("model.onnx"), Path::to_path_buf);
         // A stream has no place for a second file, so its limit has to show before the work of proving.
         if let Target::Stream { name, .. } = target {
             onnx::write_stream(candidate, name, io::sink(), PROTOBUF_LIMIT)?;
         }
-        let scratch = Scratch::within(&folder).map_err(io_error(&folder, "write to"))?;
-        let model = scratch.path().join(name);
-        let locations = onnx::locations(candidate).map_err(onnx::Error::from)?;
-        let avoid = place.map(onnx::locations_of_file).unwrap_or_default();
-        let options = WriteOptions { avoid: &avoid, ..WriteOptions::default() };
-        let written = onnx::write(candidate.clone(), &model, &options)?;
+        let scratch = Scratch::within(&folder_of(&place)).map_err(io_error(&place, "write beside"))?;
+        let model = scratch.path().join(place.file_name().unwrap_or_default());
+        let at = |cause| onnx::Error::Import { file: source.name.clone(), cause };
+        let locations = onnx::locations(candidate).map_err(at)?;
+        let avoid = onnx::locations_of_file(&place);
+        let options =
+            WriteOptions { avoid: &avoid, permissions: source.permissions(), ..WriteOptions::default() };
+        // Whoever reads about a file there knows the place, and not the folder.
+        let beside = place.parent().unwrap_or(Path::new(""));
+        let there = |cause: onnx::Error| cause.moved(scratch.path(), beside);
+        let written = onnx::write(candidate.clone(), &model, &options).map_err(there)?;
         if written.weights.is_some() {
             // Who runs it looks for all of its files in one folder.
-            bring(source, &locations, scratch.path())?.stay();
+            let mut brought = Ahead::default();
+            bring(source, &locations, scratch.path(), &mut brought).map_err(there)?;
+            brought.settle(|| Ok(())).map_err(io_error(&place, "write beside"))?;
         }
         Ok(Staged { scratch, model, written, locations })
     }
@@ -219,7 +256,8 @@ impl Staged {
     fn publish(self, source: &Source, place: &Path, backup: Option<&Path>) -> Result<(), Error> {
         let folder = folder_of(place);
         let _turn = turn(&folder);
-        let copies = bring(source, &self.locations, &folder)?;
+        let mut ahead = Ahead::default();
+        bring(source, &self.locations, &folder, &mut ahead)?;
         if let Some(weights) = &self.written.weights {
             let name = weights.file_name().unwrap_or_default();
             if onnx::locations_of_file(place).iter().any(|used| Path::new(used) == Path::new(name)) {
@@ -227,57 +265,34 @@ impl Staged {
                 return Err(io_error(place, "put in place")(cause));
             }
             let target = folder.join(name);
-            fs::rename(weights, &target).map_err(io_error(&target, "put in place"))?;
+            let put = ahead.put(&target, || fs::rename(weights, &target));
+            put.map_err(io_error(&target, "put in place"))?;
             scratch::sync_folder(&folder);
         }
         if let Some(backup) = backup {
-            self.back_up(place, backup).map_err(io_error(backup, "copy the original to"))?;
+            self.back_up(place, backup, &mut ahead).map_err(io_error(backup, "copy the original to"))?;
         }
-        onnx::publish(&self.model, place).map_err(io_error(place, "put in place"))?;
-        copies.stay();
-        Ok(())
+        ahead.settle(|| onnx::publish(&self.model, place)).map_err(io_error(place, "put in place"))
     }
 
     /// A second name for the original, which then loses its first one; a copy where files have one name only.
-    fn back_up(&self, original: &Path, backup: &Path) -> io::Result<()> {
-        match fs::hard_link(original, backup) {
+    fn back_up(&self, original: &Path, backup: &Path, ahead: &mut Ahead) -> io::Result<()> {
+        match ahead.put(backup, || fs::hard_link(original, backup)) {
             Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
                 let copy = self.scratch.path().join("original");
                 fs::copy(original, &copy)?;
                 File::open(&copy)?.sync_all()?;
-                TempPath::try_from_path(copy)?.persist_noclobber(backup).map_err(|error| error.error)
+                let copy = TempPath::try_from_path(copy)?;
+                ahead.put(backup, || copy.persist_noclobber(backup).map_err(|error| error.error))
             }
             done => done,
         }
     }
 }
 
-/// Copies of external files, which are taken away again unless they are to stay.
-struct Copies(Vec<PathBuf>);
-
-impl Copies {
-    fn stay(mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Copies {
-    fn drop(&mut self) {
-        for copy in &self.0 {
-            let _ = fs::remove_file(copy);
-        }
-    }
-}
-
-fn bring(source: &Source, locations: &[String], folder: &Path) -> Result<Copies, Error> {
+fn bring(source: &Source, locations: &[String], folder: &Path, ahead: &mut Ahead) -> Result<(), onnx::Error> {
     let from = Folder::new(&source.folder);
-    let mut copies = Copies(Vec::new());
-    for location in locations {
-        if from.bring(location, folder).map_err(onnx::Error::from)? == Brought::Copied {
-            copies.0.push(folder.join(location));
-        }
-    }
-    Ok(copies)
+    Ok(locations.iter().try_for_each(|location| from.bring(location, folder, ahead).map(drop))?)
 }
 
 /// Waits until no other process is putting a result into this folder. Where folders cannot be locked, processes that

@@ -1,5 +1,6 @@
 //! Where models come from and go to.
 
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -87,6 +88,12 @@ impl Source {
         runtime::ModelFile { bytes: self.bytes.clone(), folder: Some(self.folder.clone()) }
     }
 
+    /// Permissions of the file, which new files get that hold what is in it; `None` when it came through a pipe.
+    pub(crate) fn permissions(&self) -> Option<Permissions> {
+        let kind = fs::metadata(self.path.as_ref()?).ok()?;
+        kind.is_file().then(|| kind.permissions())
+    }
+
     /// True when this is the file that the model came from.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         self.path.as_deref().is_some_and(|input| same_file(input, path))
@@ -136,7 +143,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        let id = |path: &Path| std::fs::metadata(path).ok().map(|kind| (kind.dev(), kind.ino()));
+        let id = |path: &Path| fs::metadata(path).ok().map(|kind| (kind.dev(), kind.ino()));
         id(a).is_some() && id(a) == id(b)
     }
     #[cfg(not(unix))]

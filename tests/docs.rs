@@ -71,8 +71,8 @@ fn desk() -> Desk {
     fs::create_dir(desk.path("bin")).unwrap();
     symlink(env!("CARGO_BIN_EXE_dmopt"), desk.path("bin/dmopt")).unwrap();
     let cargo = format!(
-        "#!/bin/sh\ncase \"$1 $2 $3\" in\n'run --release --') shift 3; exec dmopt \"$@\";;\n\
-         'run --example planted') shift 4; exec '{}' \"$@\";;\n'run --example own_pass') shift 4; exec '{}' \"$@\";;\n\
+        "#!/bin/sh\ncase \"$1 $2 $3 $4\" in\n'run --locked --release --') shift 4; exec dmopt \"$@\";;\n\
+         'run --example planted --') shift 4; exec '{}' \"$@\";;\n'run --example own_pass --') shift 4; exec '{}' \"$@\";;\n\
          esac\necho \"no cargo $*\" >&2; exit 99\n",
         example("planted").display(),
         example("own_pass").display()

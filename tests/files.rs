@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dmopt::onnx;
 use dmopt::onnx::schema::DataLocation;
+use dmopt::runtime::{ModelFile, Status, Tolerance, Validation};
+use dmopt::{Proof, Source, Target, Verdict, onnx};
 use dmopt_fixtures::prng::Prng;
 
 use super::cli::{Desk, EXPORT, bytes, proto};
@@ -45,6 +46,27 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Has the result for `a/m.onnx` found wrong on its way to `place`. Gives where it was kept.
+fn reject(desk: &Desk, place: &str) -> PathBuf {
+    let source = Source::open(&desk.path("a/m.onnx")).unwrap();
+    let prove = |_: &ModelFile| {
+        let skipped = Validation::skip("none", Tolerance { abs: 0.0, rel: 0.0 }, "wrong");
+        let failed = Validation { status: Status::Failed, ..skipped };
+        Ok(Proof { validations: vec![failed], measured: Err("not asked for".to_string()) })
+    };
+    let candidate = onnx::decode("m.onnx", source.bytes.clone()).unwrap();
+    let target = Target::File(desk.path(place));
+    let placed = dmopt::place(candidate, &source, target, Some(&prove), false).unwrap();
+    let Verdict::Rejected { kept } = placed.verdict else { panic!("{:?}", placed.verdict) };
+    let kept = kept.unwrap();
+    assert_eq!(placed.bytes, fs::metadata(&kept).unwrap().len());
+    kept
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -56,11 +78,60 @@ fn in_place_the_input_becomes_the_result_and_keeps_its_permissions() {
     let result = fs::read(desk.path("out.onnx")).unwrap();
     fs::remove_file(desk.path("out.onnx")).unwrap();
 
-    fs::set_permissions(desk.path("m.onnx"), fs::Permissions::from_mode(0o640)).unwrap();
+    set_mode(&desk.path("m.onnx"), 0o640);
     desk.run("optimize m.onnx --in-place --no-validate -q").succeeds();
     assert_eq!(desk.files(), ["m.onnx"]);
     assert_eq!(fs::read(desk.path("m.onnx")).unwrap(), result);
     assert_eq!(mode(&desk.path("m.onnx")), 0o640);
+}
+
+#[test]
+fn new_files_have_the_permissions_of_what_they_are_made_of() {
+    let desk = desk();
+    set_mode(&desk.path("a/m.onnx"), 0o600);
+    set_mode(&desk.path("a/weights.bin"), 0o640);
+    desk.run("optimize a/m.onnx b/out.onnx --no-validate -q").succeeds();
+    assert_eq!((mode(&desk.path("b/out.onnx")), mode(&desk.path("b/weights.bin"))), (0o600, 0o640));
+    assert_eq!(mode(&reject(&desk, "b/out.onnx")), 0o600);
+
+    set_mode(&desk.path("b/out.onnx"), 0o644);
+    desk.run("optimize a/m.onnx b/out.onnx --no-validate -q").succeeds();
+    assert_eq!(mode(&desk.path("b/out.onnx")), 0o644, "what was there keeps its own");
+}
+
+#[test]
+fn a_rejected_result_replaces_only_another_one() {
+    let desk = desk();
+    fs::write(desk.path("b/out.rejected.onnx"), "precious").unwrap();
+    std::os::unix::fs::symlink("weights.bin", desk.path("b/out.2.rejected.onnx")).unwrap();
+    assert_eq!(reject(&desk, "b/out.onnx"), desk.path("b/out.3.rejected.onnx"));
+    assert_eq!(reject(&desk, "b/out.onnx"), desk.path("b/out.3.rejected.onnx"));
+    assert_eq!(fs::read(desk.path("b/out.rejected.onnx")).unwrap(), b"precious");
+    assert_eq!(
+        names(&desk.path("b")),
+        ["out.2.rejected.onnx", "out.3.rejected.onnx", "out.rejected.onnx", "weights.bin"]
+    );
+
+    // A result that is made of a rejected one is none.
+    fs::copy(desk.path("b/out.3.rejected.onnx"), desk.path("a/m.onnx")).unwrap();
+    desk.run("optimize a/m.onnx b/out.3.rejected.onnx --no-validate -q").succeeds();
+    assert_eq!(reject(&desk, "b/out.onnx"), desk.path("b/out.4.rejected.onnx"));
+}
+
+#[test]
+fn a_report_that_cannot_be_told_is_an_error_that_says_where_the_result_is() {
+    let desk = Desk::with(EXPORT);
+    for (arguments, what) in [("", "the report"), ("-q --print", "its text")] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = desk.command(&format!("optimize m.onnx out.onnx --no-validate {arguments}"));
+        let output = command.stdout(full).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        let told = format!("error: out.onnx is written, but {what} is not: cannot print: No space left");
+        assert!(message.contains(&told), "{message}");
+        assert!(onnx::load(&desk.path("out.onnx")).is_ok());
+        fs::remove_file(desk.path("out.onnx")).unwrap();
+    }
 }
 
 #[test]
@@ -143,20 +214,74 @@ fn weights_that_came_along_go_again_when_others_cannot() {
     assert_eq!(names(&desk.path("b")), ["w.bin"]);
 }
 
-/// A disk with room for less than the result, to a process that is told rather than killed when it is full.
+fn tell(child: &std::process::Child, signal: &str) {
+    let status = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn weights_that_came_along_go_again_when_the_process_is_told_to_stop() {
+    let desk = Desk::new();
+    for name in ["sub", "b"] {
+        fs::create_dir(desk.path(name)).unwrap();
+    }
+    let text = "g (float[4] x) => (float[4] y) <float[4] v, float[4] w> { i = Identity(x) t = Mul(i, v) y = Add(t, w) }";
+    fs::write(desk.path("m.onnx"), external(text, &[("sub/v.bin", 16), ("w.bin", 16)])).unwrap();
+    for name in ["sub/v.bin", "w.bin"] {
+        fs::write(desk.path(name), [0; 16]).unwrap();
+    }
+    // Looking whether a pipe has the right content takes until somebody writes to it.
+    assert!(Command::new("mkfifo").arg(desk.path("b/w.bin")).status().unwrap().success());
+    for signal in ["INT", "TERM", "HUP"] {
+        let mut child = desk.command("optimize m.onnx b/out.onnx --no-validate -q").spawn().unwrap();
+        while !desk.path("b/sub/v.bin").exists() {
+            assert_eq!(child.try_wait().unwrap(), None, "it must wait for the pipe");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        tell(&child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(names(&desk.path("b")), ["w.bin"], "{signal}");
+    }
+}
+
+/// At any moment: also between the weights and the model, and right after.
+#[test]
+fn a_process_that_is_told_to_stop_leaves_the_result_with_its_weights_or_neither() {
+    let desk = desk();
+    let command = "optimize a/m.onnx b/out.onnx --no-validate -q";
+    let mut random = Prng::named(11, "stops");
+    for _ in 0..24 {
+        let mut child = desk.command(command).stderr(Stdio::null()).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() && names(&desk.path("b")).is_empty() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_micros((random.unit() * 8e3) as u64));
+        tell(&child, "TERM");
+        child.wait().unwrap();
+        let there = names(&desk.path("b"));
+        assert!(there.is_empty() || there == ["out.onnx", "weights.bin"], "{there:?}");
+        for name in there {
+            fs::remove_file(desk.path("b").join(name)).unwrap();
+        }
+    }
+}
+
+/// A disk with room for less than the result. The system would kill a process that does not mind.
 #[test]
 fn a_file_that_cannot_grow_leaves_the_old_one() {
     let desk = Desk::with(EXPORT);
     fs::write(desk.path("out.onnx"), "old").unwrap();
     let original = fs::read(desk.path("m.onnx")).unwrap();
     for arguments in ["m.onnx out.onnx --no-validate", "m.onnx out.onnx", "m.onnx --in-place --backup"] {
-        let script = format!("trap '' XFSZ; ulimit -f 20; exec \"$0\" optimize {arguments} -q");
+        let script = format!("ulimit -f 20; exec \"$0\" optimize {arguments} -q");
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &script, env!("CARGO_BIN_EXE_dmopt")]).current_dir(desk.path(""));
         let output = shell.output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{message}");
-        assert!(message.contains("onnx: cannot write: File too large"), "{message}");
+        let place = if arguments.contains("out.onnx") { "out.onnx" } else { "m.onnx" };
+        let begin = format!("error: {place}: cannot write: File too large");
+        assert!(message.starts_with(&begin), "{message}");
         assert_eq!(fs::read(desk.path("out.onnx")).unwrap(), b"old");
         assert_eq!(fs::read(desk.path("m.onnx")).unwrap(), original);
         assert_eq!(desk.files(), ["m.onnx", "out.onnx"]);

@@ -273,3 +273,43 @@ fn many_names_and_long_ones_take_no_more_than_their_length() {
     let long = "n".repeat(1 << 20);
     passed(proto(&format!("g (float[2] x) => (float[2] y) {{ {long} = Relu(x) y = Neg({long}) }}")));
 }
+
+#[test]
+fn long_names_are_shortened_in_messages() {
+    let long = "n".repeat(1 << 20);
+    let text = format!("g (float[2] x) => (float[2] y) {{ {long} = Relu(x) y = Neg({long}) }}");
+    let mut model = proto(&text);
+    model.graph.as_mut().unwrap().node[0].output = vec!["another".to_string()];
+    let desk = desk(model);
+    desk.refuses("optimize m.onnx --no-validate", 1, &["nnnn...nnnn"]);
+    assert!(desk.run("optimize m.onnx --no-validate").stderr().len() < 1000);
+}
+
+/// Text that clears the screen, rings the bell and colours what follows.
+#[test]
+fn names_do_not_control_the_terminal() {
+    let named = |name: &str| {
+        let mut model = proto(
+            "<ir_version: 10, opset_import: [\"\": 21]> g (float[2] x) => (float[2] y) { t = Relu(x) y = Neg(t) }",
+        );
+        let graph = model.graph.as_mut().unwrap();
+        graph.input[0].name = Some(name.to_string());
+        graph.node[0].input = vec![name.to_string()];
+        model
+    };
+    let name = "\x1b[2J\x07\x1b[31mred";
+    let desk = desk(named(name));
+    let escaped = r"\u{1b}[2J\u{7}\u{1b}[31mred";
+    let table = desk.run("inspect m.onnx").succeeds().stdout();
+    assert!(table.contains(escaped), "{table}");
+
+    let text = desk.run("optimize m.onnx out.onnx --no-validate -q --print").succeeds().stdout();
+    assert!(text.contains(r"\x1b[2J\x07\x1b[31mred") && !text.contains(['\x1b', '\x07']), "{text}");
+    let again = parse_model(&text).unwrap().graph;
+    assert_eq!(again.value(again.inputs()[0]).name, name);
+
+    let mut broken = named(name);
+    broken.graph.as_mut().unwrap().node[0].input = vec![format!("no{name}")];
+    fs::write(desk.path("m.onnx"), bytes(broken)).unwrap();
+    desk.refuses("optimize m.onnx --no-validate", 1, &[&format!("no{escaped}")]);
+}

@@ -482,16 +482,19 @@ fn dotted(name: &str) -> String {
 
 fn quote(bytes: &[u8]) -> String {
     let mut out = String::from("\"");
+    let escape = |out: &mut String, bytes: &[u8]| {
+        bytes.iter().for_each(|byte| _ = write!(out, "\\x{byte:02x}"));
+    };
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if matches!(c, '"' | '\\') {
-                out.push('\\');
+            match c {
+                '"' | '\\' => out.extend(['\\', c]),
+                // A terminal would obey it.
+                c if c.is_control() => escape(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c => out.push(c),
             }
-            out.push(c);
         }
-        for byte in chunk.invalid() {
-            let _ = write!(out, "\\x{byte:02x}");
-        }
+        escape(&mut out, chunk.invalid());
     }
     out + "\""
 }

@@ -236,6 +236,20 @@ fn above_the_limit_weights_move_to_one_aligned_file() {
 }
 
 #[test]
+#[cfg(unix)]
+fn both_files_have_the_permissions_that_are_asked_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx");
+    let permissions = Some(fs::Permissions::from_mode(0o600));
+    let options = WriteOptions { limit: 4_000, permissions, ..Default::default() };
+    let weights = write(model_with(vec![7; 5_000]), &path, &options).unwrap().weights.unwrap();
+    for file in [path, weights] {
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+    }
+}
+
+#[test]
 fn the_weights_of_a_model_do_not_overwrite_a_file_that_it_refers_to() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.onnx");
@@ -341,6 +355,39 @@ fn missing_and_short_external_data_are_noticed_without_reading_them() {
 }
 
 #[test]
+fn external_data_in_attributes_and_functions_are_named_with_their_place() {
+    let tensor = first(&mut model_beside("absent", 0, 4)).clone();
+    let attribute = |tensor| AttributeProto {
+        name: Some("value".into()),
+        t: Some(Box::new(TensorProto { name: None, ..tensor })),
+        ..Default::default()
+    };
+    let node = |name: Option<&str>| NodeProto {
+        op_type: Some("Constant".into()),
+        name: name.map(String::from),
+        attribute: vec![attribute(tensor.clone())],
+        ..Default::default()
+    };
+    let beside = Folder::new("nowhere");
+    let told = |model: &ModelProto| beside.check(model).unwrap_err().to_string();
+
+    let mut model = model_with(vec![7; 5]);
+    model.graph.as_mut().unwrap().node = vec![NodeProto::default(), node(None)];
+    let place = "node 1 (Constant): attribute 'value': external data file ";
+    assert!(told(&model).starts_with(place), "{}", told(&model));
+
+    let mut model = model_with(vec![7; 5]);
+    model.functions = vec![FunctionProto {
+        domain: Some("d".into()),
+        name: Some("f".into()),
+        node: vec![node(Some("c"))],
+        ..Default::default()
+    }];
+    let place = "function d::f: Constant 'c': attribute 'value': external data file ";
+    assert!(told(&model).starts_with(place), "{}", told(&model));
+}
+
+#[test]
 fn external_references_are_understood_or_named() {
     let mut model = model_beside("w", 1, 2);
     let tensor = first(&mut model);
@@ -374,6 +421,18 @@ fn external_files_come_along_to_another_folder() {
     let error = write(model_beside("sub/w", 0, 4), &out, &options).unwrap_err().to_string();
     assert!(error.contains("in the way"), "{error}");
     assert_eq!(fs::read(to.path().join("sub/w")).unwrap(), [1, 2, 3, 5]);
+}
+
+#[test]
+fn external_files_that_came_along_go_again_when_the_model_cannot_be_written() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("w"), [1, 2, 3, 4]).unwrap();
+    let out = to.path().join("m.onnx");
+    fs::create_dir(&out).unwrap();
+    let source = Folder::new(from.path());
+    let options = WriteOptions { source: Some(&source), ..Default::default() };
+    write(model_beside("w", 0, 4), &out, &options).unwrap_err();
+    assert_eq!(names_in(to.path()), ["m.onnx"]);
 }
 
 #[test]

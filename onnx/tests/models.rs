@@ -150,6 +150,7 @@ fn versions_of_the_future_and_missing_ones_are_refused() {
     assert!(with(vec![opset("", 17), opset("ai.onnx", 18)]).contains("two versions"));
 
     let version = |ir_version| refusal(ModelProto { ir_version, ..model(relu()) });
+    assert_eq!(version(Some(-1)), "IR version -1 is none; versions begin at 1");
     assert_eq!(version(Some(15)), "IR version 15 is newer than this tool knows (14)");
     assert_eq!(version(None), "the IR version is missing");
 

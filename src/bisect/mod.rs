@@ -327,8 +327,9 @@ impl<'a> Case<'a> {
                 && self.shows(symptom, pass, onnx::encode(&proto).concat().into())
             {
                 let nodes = ops.len() as u64;
-                onnx::write(proto, place, &onnx::WriteOptions::default())
-                    .map_err(|cause| cause.to_string())?;
+                let permissions = self.source.permissions();
+                let options = onnx::WriteOptions { permissions, ..onnx::WriteOptions::default() };
+                onnx::write(proto, place, &options).map_err(|cause| cause.to_string())?;
                 let path = place.display().to_string();
                 let command = format!("dmopt optimize {path} --passes {pass}");
                 return Ok(Reproducer { path, nodes, command });

@@ -396,7 +396,8 @@ fn hex(digest: &[u8]) -> String {
 fn external(source: &Source) -> Result<BTreeMap<String, String>, Error> {
     let proto = onnx::decode(&source.name, source.bytes.clone())?;
     let folder = onnx::Folder::new(&source.folder);
-    let locations = onnx::locations(&proto).map_err(onnx::Error::from)?;
+    let at = |cause| onnx::Error::Import { file: source.name.clone(), cause };
+    let locations = onnx::locations(&proto).map_err(at)?;
     let digest = |location: String| {
         let path = folder.resolve(&location).map_err(onnx::Error::from)?;
         let cannot = |cause: io::Error| Error::Io { path: path.clone(), action: "read", cause };

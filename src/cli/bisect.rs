@@ -8,7 +8,7 @@ use dmopt::bisect::{Bisection, Given, Trial, bisect};
 use dmopt::{Options, With};
 
 use super::optimize::{For, Where};
-use super::table::{BAD, GOOD, HEAD};
+use super::style::{BAD, GOOD, HEAD};
 use super::units::plural;
 use super::{OrtArgs, PassArgs, SizeArgs, source};
 

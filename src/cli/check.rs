@@ -9,7 +9,7 @@ use dmopt::passes;
 
 use super::bytes;
 use super::optimize::For;
-use super::table::{BAD, DOUBT, GOOD, HEAD};
+use super::style::{BAD, DOUBT, GOOD, HEAD};
 use super::units::{parse_bytes, plural};
 use super::{EditArgs, SizeArgs};
 

@@ -8,7 +8,7 @@ use dmopt::diff::{Constant, Diff, Group};
 
 use super::bytes;
 use super::source;
-use super::table::{BAD, DOUBT, GOOD, HEAD};
+use super::style::{BAD, DOUBT, GOOD, HEAD};
 use super::units::plural;
 
 /// How many groups, and lines of each, are shown unless all are asked for.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use dmopt::Diagnosis;
 
-use super::table::{BAD, GOOD, HEAD};
+use super::style::{BAD, GOOD, HEAD};
 
 /// Show the runtimes of this machine, which of them are used, and what would provide those that are missing
 #[derive(Args)]

@@ -9,10 +9,9 @@ use dmopt::Inspection;
 use dmopt::report::planned_for;
 
 use super::bytes;
+use super::style::HEAD;
 use super::units::{count, plural};
 use super::{SizeArgs, source};
-
-const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
 
 /// How many of the largest values at the peak are listed.
 const LARGEST: usize = 5;

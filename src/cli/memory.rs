@@ -6,17 +6,15 @@ use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use clap::builder::styling::Style;
 use clap::{Args, ValueEnum};
 use dmopt::memory::Kernels;
 use dmopt::memory_report::{At, Live, Why};
 use dmopt::{MemoryOptions, MemoryReport};
 
 use super::bytes;
+use super::style::HEAD;
 use super::units::plural;
 use super::{Kind, SizeArgs, source};
-
-const HEAD: Style = Style::new().bold();
 
 /// Groups of tensors that are listed one by one; the others are summed up.
 const GROUPS: usize = 12;

@@ -11,6 +11,7 @@ mod passes;
 mod progress;
 mod session;
 mod shell;
+mod style;
 mod table;
 mod validate;
 
@@ -28,11 +29,12 @@ use dmopt::passes::{PIPELINE, Pass};
 use dmopt::runtime::apart::{self, Processes};
 use dmopt::runtime::{Ep, SessionKind};
 use dmopt::{Runtimes, Source, With, units};
+use style::ERROR;
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  error: one line on standard error says what is wrong, nothing is written
+  1  error: one line on standard error says what is wrong; nothing is written, unless it says that the model is
   2  wrong usage: an unknown flag, pass or value
   3  outputs differ: of optimize, the result is kept as *.rejected.onnx, the output is untouched
   4  a limit is exceeded (--max-peak-ratio, --max-latency-ratio), or check found a difference to the lock file
@@ -50,7 +52,7 @@ fn examples(lines: &[(&str, &str)]) -> String {
 fn print(text: impl FnOnce() -> String, value: &impl serde::Serialize, json: bool) -> anyhow::Result<()> {
     let text = match json {
         true => serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n",
-        false => text(),
+        false => style::shown(&text()),
     };
     let mut stdout = anstream::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")
@@ -253,6 +255,17 @@ fn usage_error(message: &str) -> ! {
 /// What shells report of a process that was interrupted.
 const INTERRUPTED: i32 = 130;
 
+/// Makes writing beyond the largest size of a file (`ulimit -f`) an error like that of a full disk, not the end of the
+/// process.
+#[cfg(unix)]
+fn survive_file_size_limit() {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    // If it cannot be blocked, all is as it was.
+    let _ = signals.thread_block();
+}
+
 /// Runs the command line of this process, with passes beside those of [`PIPELINE`]: the whole of a program that
 /// is dmopt with passes of its own.
 pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
@@ -261,6 +274,9 @@ pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
     }
     // The first call decides; a process has one command line.
     let _ = OWN.set(own.to_vec());
+    // Before there are other threads, which inherit it.
+    #[cfg(unix)]
+    survive_file_size_limit();
     // Without a handler there would be no clearing up, and nothing else would be lost.
     let _ = ctrlc::set_handler(|| {
         dmopt::onnx::scratch::clear_for_exit();
@@ -289,24 +305,37 @@ pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
         Err(error) => {
             let known = error.downcast_ref::<dmopt::Error>();
             // Our own messages are complete; others need their causes.
-            let message = known.map_or_else(|| format!("{error:#}"), ToString::to_string);
-            say(format_args!("{ERROR}error:{ERROR:#} {}\n", one_line(&message)));
+            let complete = error.chain().next().is_some_and(|outer| outer.is::<dmopt::Error>());
+            let message = if complete { error.to_string() } else { format!("{error:#}") };
+            say(format_args!("{ERROR}error:{ERROR:#} {}\n", shorten(&one_line(&message))));
             ExitCode::from(known.map_or(1, dmopt::Error::exit_code))
         }
     }
 }
 
-const ERROR: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Red.on_default().bold();
-
 /// Writes to standard error. That nobody can hear it is no reason to stop.
 fn say(text: std::fmt::Arguments<'_>) {
-    let _ = anstream::stderr().write_fmt(text);
+    let _ = anstream::stderr().write_all(style::shown(&text.to_string()).as_bytes());
 }
 
 /// What libraries say may have several lines.
 fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.join("; ")
+}
+
+/// Names longer than this say no more in a message than both of their ends.
+const LONG: usize = 200;
+
+fn shorten(message: &str) -> String {
+    let short = |word: &str| -> String {
+        let chars: Vec<char> = word.chars().collect();
+        match chars.len() {
+            0..=LONG => word.to_string(),
+            n => chars[..LONG / 2].iter().chain(&['.'; 3]).chain(&chars[n - LONG / 2..]).collect(),
+        }
+    };
+    message.split(' ').map(short).collect::<Vec<_>>().join(" ")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -346,6 +375,15 @@ mod tests {
     #[test]
     fn messages_of_several_lines_become_one() {
         assert_eq!(one_line("a\n  b\n\n"), "a; b");
+    }
+
+    #[test]
+    fn long_names_lose_their_middle() {
+        let message = format!("node '{}': no such value", "ä".repeat(1000) + "end");
+        let short = shorten(&message);
+        assert!(short.starts_with("node 'ää") && short.ends_with("äend': no such value"), "{short}");
+        assert_eq!(short.chars().count(), "node ".len() + LONG + 3 + " no such value".len());
+        assert_eq!(shorten("a short  one"), "a short  one");
     }
 
     #[test]

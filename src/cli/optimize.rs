@@ -284,13 +284,18 @@ impl Optimize {
             self.draw(report, &input, done.as_ref().ok().map(|done| &done.model))
         });
         let done = done?;
-        told?;
+        let but = |what: &str| {
+            let path = done.report.output.path.as_deref().unwrap_or_default();
+            format!("{path} is written, but {what} is not")
+        };
         if let Some(served) = served {
-            served.write()?;
+            served.write().with_context(|| but("the configuration"))?;
         }
+        told.with_context(|| but("the report"))?;
         if self.print {
             let text = text::print_model_as(&done.model, text::Style::Display);
-            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot print")?;
+            let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+            printed.context("cannot print").with_context(|| but("its text"))?;
         }
         Ok(())
     }

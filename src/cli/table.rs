@@ -6,12 +6,8 @@ use dmopt::Report;
 use dmopt::report::{Arrangement, Measured, Pass, Peak, Predicted, Validation, ValidationStatus};
 
 use super::bytes;
+use super::style::{BAD, DOUBT, GOOD, HEAD};
 use super::units::{count, plural};
-
-pub const HEAD: clap::builder::styling::Style = clap::builder::styling::Style::new().bold();
-pub const GOOD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Green.on_default();
-pub const BAD: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Red.on_default();
-pub const DOUBT: clap::builder::styling::Style = clap::builder::styling::AnsiColor::Yellow.on_default();
 
 /// How many refusals and notes are listed unless all are asked for.
 const FEW: usize = 3;

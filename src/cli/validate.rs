@@ -9,7 +9,8 @@ use dmopt::validation::Options;
 use dmopt::validation::report::{ModelMemory, Report};
 
 use super::bytes;
-use super::table::{DOUBT, HEAD, verdict};
+use super::style::{DOUBT, HEAD};
+use super::table::verdict;
 use super::units::{count, plural};
 use super::{OrtArgs, SizeArgs, source};
 
