@@ -143,7 +143,10 @@ pub(crate) struct Combinations {
 
 /// The combinations of a graph whose operators are given in order.
 pub(crate) fn combinations(graph: &Graph, order: &[OpId]) -> Combinations {
-    let finder = Finder::new(graph);
+    read(graph, order, &Finder::new(graph))
+}
+
+fn read(graph: &Graph, order: &[OpId], finder: &Finder<'_>) -> Combinations {
     let mut members: HashSet<OpId> = HashSet::new();
     let mut obstacles = Vec::new();
     let mut found = Vec::new();
@@ -157,7 +160,7 @@ pub(crate) fn combinations(graph: &Graph, order: &[OpId]) -> Combinations {
             passed.told.insert(*larger);
             continue;
         }
-        let combination = examine(graph, &finder, root);
+        let combination = examine(graph, finder, root);
         obstacles.extend(finder.take_obstacles());
         match combination {
             Ok(combination) => {
@@ -636,7 +639,8 @@ mod tests {
     use dmopt_ir::text::{canonical_like, parse_model, print_graph};
     use dmopt_ir::{Model, Safety};
 
-    use crate::{Options, Outcome, run};
+    use crate::linear::Finder;
+    use crate::{Options, Outcome, order_of, run};
 
     fn model(text: &str) -> Model {
         parse_model(&format!("<ir_version: 10, opset_import: [\"\": 21]> {text}")).expect("text of the test")
@@ -834,5 +838,42 @@ mod tests {
             terms.join(", ")
         ));
         assert_eq!(outcome.passes[0].refused[0].reason, "more than 512 terms");
+    }
+
+    /// Looks at operators that it takes to read a graph with so many steps, and the combinations found.
+    fn looks(step: &str, steps: usize) -> (usize, super::Combinations) {
+        let step = |i: usize| {
+            let names = [("next", i + 1), ("last", i), ("own", i)];
+            names.iter().fold(step.to_string(), |step, (name, i)| step.replace(name, &format!("{name}{i}")))
+        };
+        let (lines, inputs): (Vec<String>, Vec<String>) =
+            (0..steps).map(|i| (step(i).replace("next", "last"), format!("float[3,2] own{i}"))).unzip();
+        let model = self::model(&format!(
+            "f (float[3,2] last0, float[3,1] a, {}) => (float[3,2] last{steps})
+             <float c = {{1.5}}, float[3,1] d = {{1, 2, 3}}> {{ {} }}",
+            inputs.join(", "),
+            lines.join("\n")
+        ));
+        let mut graph = model.graph;
+        dmopt_ir::infer::infer_graph(&mut graph);
+        let finder = Finder::new(&graph);
+        let found = super::read(&graph, &order_of(&graph), &finder);
+        (finder.looks.get(), found)
+    }
+
+    #[test]
+    fn the_looks_that_it_takes_grow_with_the_number_of_operators() {
+        for step in [
+            "next = Add(last, last)",
+            "m_next = Mul(last, c)  next = Add(m_next, d)",
+            "next = Add(last, own)",
+            "m_next = Mul(last, a)  next = Add(m_next, own)",
+            "s_next = Sub(own, last)  m_next = Mul(s_next, c)  next = Add(last, m_next)",
+            "next = Sum(last, own, c, d)",
+        ] {
+            let [small, large] = [1_000, 2_000].map(|steps| looks(step, steps).0);
+            assert!(large <= 2 * small + small / 4, "{step}: {small}, then {large}");
+            assert!(small <= 40_000, "{step}: {small}");
+        }
     }
 }

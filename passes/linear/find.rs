@@ -215,6 +215,9 @@ pub struct Finder<'g> {
     obstacles: RefCell<Vec<(OpId, String)>>,
     /// Values that are no stack along an axis, as far as one combination can see.
     pub(super) is_whole: RefCell<HashSet<(ValueId, usize)>>,
+    /// How often an operator was looked at.
+    #[cfg(test)]
+    pub looks: std::cell::Cell<usize>,
 }
 
 /// Sums nested deeper than this are read in parts, so that a hostile file cannot exhaust the stack.
@@ -229,7 +232,13 @@ const MAX_COEFFICIENT: u64 = 1 << 20;
 impl<'g> Finder<'g> {
     /// A reader of this graph.
     pub fn new(graph: &'g Graph) -> Finder<'g> {
-        Finder { graph, obstacles: RefCell::default(), is_whole: RefCell::default() }
+        Finder {
+            graph,
+            obstacles: RefCell::default(),
+            is_whole: RefCell::default(),
+            #[cfg(test)]
+            looks: std::cell::Cell::default(),
+        }
     }
 
     /// Patterns that were met since the last call and could not be looked through, with the reason.
@@ -316,6 +325,8 @@ impl<'g> Finder<'g> {
     }
 
     fn linear(&self, value: ValueId, depth: usize) -> Option<Combination> {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
         let id = self.graph.producer(value)?;
         let op = self.graph.op(id);
         // Before version 7, attributes said how operands broadcast.
