@@ -219,6 +219,21 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_asked_once_there_is_no_answer() {
+        let text = "g (float[2] x) => (float[2] a3) {
+            m0 = Exp(x) m1 = Abs(x) a1 = Add(m0, m1) m2 = Neg(x) a2 = Add(a1, m2) m3 = Cos(x) a3 = Add(a2, m3) }";
+        let mut graph = parse_graph(text, default_opsets()).unwrap();
+        dmopt_ir::infer::infer_graph(&mut graph);
+        let order: Vec<OpId> = graph.ops().collect();
+        let mut asked = 0;
+        let anchored = anchors(&graph, &order, &mut |_| {
+            asked += 1;
+            (asked < 2).then_some(false)
+        });
+        assert_eq!((asked, anchored.len()), (2, Wanted::new(&graph, &order).ends().len()));
+    }
+
+    #[test]
     fn a_new_numbering_is_an_order_of_the_same_operators() {
         arbtest(|u| {
             let graph = random(u)?;

@@ -57,3 +57,18 @@ fn chain(state: &mut State<'_>, v: usize, budget: u64) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Problem;
+    use crate::problem::{Buffer, Operator};
+
+    #[test]
+    fn nothing_is_tried_beyond_the_limit() {
+        let stays = |v| Operator { creates: vec![v], ..Operator::default() };
+        let problem = Problem::new((0..100).map(stays).collect(), vec![Buffer::new(1, true); 100]).unwrap();
+        let looks = |limit| close(&mut State::new(&problem), 100, limit);
+        assert_eq!([u64::MAX, 50 * (1 + 2 * MOVE)].map(looks), [100, 51]);
+    }
+}
