@@ -876,4 +876,13 @@ mod tests {
             assert!(small <= 40_000, "{step}: {small}");
         }
     }
+
+    #[test]
+    fn of_a_long_combination_that_is_left_alone_not_every_part_is_looked_at() {
+        let step = "m_next = Mul(last, a)  n_next = Add(m_next, own)  o_next = Relu(own)  next = Add(n_next, o_next)";
+        let [small, large] = [500, 1_000].map(|steps| looks(step, steps));
+        assert!(large.0 <= 2 * small.0 + small.0 / 4, "{}, then {}", small.0, large.0);
+        assert!(small.1.obstacles.iter().any(|(_, reason)| reason.contains("not every part")));
+        assert!(!small.1.found.is_empty());
+    }
 }
