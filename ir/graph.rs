@@ -11,9 +11,10 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use indexmap::IndexSet;
+use indexmap::map::Entry;
+use indexmap::{IndexMap, IndexSet};
 use petgraph::Direction;
-use petgraph::stable_graph::StableDiGraph;
+use petgraph::stable_graph::{EdgeIndex, StableDiGraph};
 use petgraph::visit::{EdgeRef, IntoEdgeReferences, NodeIndexable};
 
 use crate::{AttributeValue, DType, Op, OpId, Opsets, SparseTensor, Tensor, Type, ValueId};
@@ -33,7 +34,7 @@ pub struct Graph {
 }
 
 /// One use of an operator's result by another operator.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Edge {
     value: ValueId,
     slot: Slot,
@@ -53,8 +54,11 @@ pub struct Value {
     pub def: Def,
     /// What else the file said about it; opaque here.
     pub extra: Bytes,
-    uses: IndexSet<Use>,
-    outputs: u32,
+    /// Each with its edge, if an operator defines the value.
+    uses: IndexMap<Use, Option<EdgeIndex>>,
+    /// The places that it has among the outputs of the graph, and the one among the inputs.
+    outputs: Vec<u32>,
+    input: Option<u32>,
     pinned: bool,
 }
 
@@ -201,14 +205,14 @@ impl Graph {
 
     /// Where an operator reads this value, in the order in which the uses were made.
     pub fn uses(&self, id: ValueId) -> impl ExactSizeIterator<Item = Use> + '_ {
-        self.value(id).uses.iter().copied()
+        self.value(id).uses.keys().copied()
     }
 
     /// How often this value is read: by operators (each operand position counts, all bodies of an operator
     /// together once), as an output of the graph, and from outside where it is pinned.
     pub fn readers(&self, id: ValueId) -> usize {
         let value = self.value(id);
-        value.uses.len() + value.outputs as usize + usize::from(value.pinned)
+        value.uses.len() + value.outputs.len() + usize::from(value.pinned)
     }
 
     /// True when something outside of the graph refers to the value by its name, as training does: it keeps that name,
@@ -219,7 +223,12 @@ impl Graph {
 
     /// True when the value is an output of the graph.
     pub fn is_output(&self, id: ValueId) -> bool {
-        self.value(id).outputs > 0
+        !self.value(id).outputs.is_empty()
+    }
+
+    /// The place of this value among the inputs of the graph, if it is one.
+    pub fn input_place(&self, id: ValueId) -> Option<usize> {
+        self.value(id).input.map(|place| place as usize)
     }
 
     /// The operator that computes this value, if one does.
@@ -340,8 +349,8 @@ impl Graph {
 
     pub(crate) fn new_value(&mut self, name: String, ty: Option<Type>, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
-        let (uses, extra) = (IndexSet::new(), Bytes::new());
-        self.values.push(Value { name, ty, def, extra, uses, outputs: 0, pinned: false });
+        let (uses, outputs, extra) = (IndexMap::new(), Vec::new(), Bytes::new());
+        self.values.push(Value { name, ty, def, extra, uses, outputs, input: None, pinned: false });
         id
     }
 
@@ -355,8 +364,8 @@ impl Graph {
             let Some(value) = value else { continue };
             self.values[value.index()].def = Def::Op { op: id, slot: slot as u32 };
             // Uses may come before the definition in a file that is not sorted.
-            for Use { op, slot } in self.values[value.index()].uses.clone() {
-                self.ops.add_edge(id.node(), op.node(), Edge { value, slot, live: true });
+            for (&Use { op, slot }, edge) in &mut self.values[value.index()].uses {
+                *edge = Some(self.ops.add_edge(id.node(), op.node(), Edge { value, slot, live: true }));
             }
         }
         for (value, slot) in self.reads(id) {
@@ -379,7 +388,7 @@ impl Graph {
     /// Makes a value that nothing reads undefined and frees its name.
     pub(crate) fn bury(&mut self, id: ValueId) {
         let value = self.value_mut(id);
-        debug_assert!(value.uses.is_empty() && value.outputs == 0 && !value.pinned);
+        debug_assert!(value.uses.is_empty() && value.outputs.is_empty() && !value.pinned);
         value.def = Def::Dead;
         value.name.clear();
         value.ty = None;
@@ -408,12 +417,9 @@ impl Graph {
 
     /// Makes every output of the graph that is `old` be `new`.
     pub(crate) fn redirect_outputs(&mut self, old: ValueId, new: ValueId) {
-        for slot in 0..self.outputs.len() {
-            if self.outputs[slot] == old {
-                self.outputs[slot] = new;
-                self.value_mut(old).outputs -= 1;
-                self.value_mut(new).outputs += 1;
-            }
+        for place in std::mem::take(&mut self.value_mut(old).outputs) {
+            self.outputs[place as usize] = new;
+            self.value_mut(new).outputs.push(place);
         }
     }
 
@@ -439,12 +445,11 @@ impl Graph {
         unread.into_iter().for_each(|id| self.bury(id));
     }
 
-    /// Raises the rank of an operator to that of its producers, and then that of its readers: ranks never fall
-    /// along an edge.
-    pub(crate) fn raise(&mut self, id: OpId) {
+    /// Raises the rank of an operator to at least that of one that it has come to read from, and then that of its
+    /// readers: ranks never fall along an edge.
+    pub(crate) fn raise(&mut self, id: OpId, least: u64) {
         let mut pending = vec![id];
         while let Some(id) = pending.pop() {
-            let least = self.predecessors(id).map(|p| self.op(p).rank).max().unwrap_or(0);
             if self.op(id).rank < least {
                 self.op_mut(id).rank = least;
                 pending.extend(self.successors(id));
@@ -464,7 +469,9 @@ impl Graph {
                 .collect();
             self.ops.clear_edges();
             for (from, to, edge) in live {
-                self.ops.add_edge(from, to, edge);
+                let at = Use { op: OpId::new(to), slot: edge.slot };
+                let index = self.ops.add_edge(from, to, edge);
+                self.value_mut(edge.value).uses.insert(at, Some(index));
             }
             self.dropped_edges = 0;
         }
@@ -480,19 +487,20 @@ impl Graph {
     }
 
     fn link(&mut self, value: ValueId, at: Use) {
-        if !self.value_mut(value).uses.insert(at) {
-            return;
-        }
-        if let Def::Op { op, .. } = self.value(value).def {
-            self.ops.add_edge(op.node(), at.op.node(), Edge { value, slot: at.slot, live: true });
-        }
+        let Value { def, uses, .. } = &mut self.values[value.index()];
+        let Entry::Vacant(place) = uses.entry(at) else { return };
+        let edge = match def {
+            Def::Op { op, .. } => {
+                let edge = Edge { value, slot: at.slot, live: true };
+                Some(self.ops.add_edge(op.node(), at.op.node(), edge))
+            }
+            _ => None,
+        };
+        place.insert(edge);
     }
 
     fn unlink(&mut self, value: ValueId, at: Use) {
-        self.value_mut(value).uses.swap_remove(&at);
-        let wanted = Edge { value, slot: at.slot, live: true };
-        let edge = self.ops.edges_directed(at.op.node(), Direction::Incoming).find(|e| *e.weight() == wanted);
-        if let Some(edge) = edge.map(|e| e.id()) {
+        if let Some(Some(edge)) = self.value_mut(value).uses.swap_remove(&at) {
             self.ops[edge].live = false;
             self.dropped_edges += 1;
         }
@@ -594,6 +602,7 @@ impl Builder {
     /// It is defined already.
     pub fn input(&mut self, id: ValueId, default: Option<Tensor>) -> Result<(), BuildError> {
         self.define(id, Def::Input { default: default.map(Box::new) })?;
+        self.graph.value_mut(id).input = Some(self.graph.inputs.len() as u32);
         self.graph.inputs.push(id);
         Ok(())
     }
@@ -645,8 +654,9 @@ impl Builder {
 
     /// Makes a value the next output.
     pub fn output(&mut self, id: ValueId) {
+        let place = self.graph.outputs.len() as u32;
         self.graph.outputs.push(id);
-        self.graph.value_mut(id).outputs += 1;
+        self.graph.value_mut(id).outputs.push(place);
     }
 
     /// Says that something outside of the graph refers to a value by its name; see [`Graph::is_pinned`].
@@ -689,8 +699,8 @@ impl Builder {
                 continue;
             }
             let reader = match value.uses.first() {
-                Some(at) => self.graph.describe(at.op),
-                None if value.outputs > 0 => "the outputs of the graph".to_string(),
+                Some((at, _)) => self.graph.describe(at.op),
+                None if !value.outputs.is_empty() => "the outputs of the graph".to_string(),
                 None => continue,
             };
             return Err(BuildError::Undefined { value: value.name.clone(), reader });

@@ -320,10 +320,8 @@ impl<'g> Rewriter<'g> {
             return;
         }
         // A body's captured values learn what the enclosing graph found out about them since.
-        let mut outer_types = Vec::new();
-        for &value in &self.graph.op(op).captures {
-            outer_types.push((value, self.graph.value(value).ty.clone()));
-        }
+        let captures = self.graph.op(op).captures.iter();
+        let outer_types = captures.map(|&v| (v, self.graph.value(v).ty.clone())).collect();
         let mut bodies: Vec<Graph> = self.graph.op_mut(op).bodies_mut().map(std::mem::take).collect();
         for body in &mut bodies {
             body.learn_captured(&outer_types);
@@ -579,7 +577,8 @@ impl<'g> Rewriter<'g> {
             }
             let id = self.graph.insert_op(Op { inputs, outputs: outputs.clone(), rank, ..new.op });
             // Its bodies may read what stands further down than its operands.
-            self.graph.raise(id);
+            let last = self.graph.predecessors(id).map(|p| self.graph.op(p).rank).max();
+            self.graph.raise(id, last.unwrap_or(0));
             added.insert(id);
             results.push(outputs);
         }
@@ -611,9 +610,10 @@ impl<'g> Rewriter<'g> {
         } else if graph.value(new).ty.is_none() {
             graph.value_mut(new).ty = graph.value(old).ty.clone();
         }
+        let rank = graph.producer(new).map_or(0, |op| graph.op(op).rank);
         for at in graph.uses(old).filter(|at| !added.contains(&at.op)).collect::<Vec<Use>>() {
             graph.redirect(old, new, at);
-            graph.raise(at.op);
+            graph.raise(at.op, rank);
         }
         let by_op = matches!(graph.value(new).def, Def::Op { .. });
         // An input keeps its name, and a captured value only repeats one of the enclosing graph.
@@ -697,13 +697,12 @@ fn type_of<'a>(
 
 impl Graph {
     /// Tells captured values the types that the enclosing graph knows.
-    fn learn_captured(&mut self, outer: &[(ValueId, Option<Type>)]) {
+    fn learn_captured(&mut self, outer: &HashMap<ValueId, Option<Type>>) {
         for id in self.values().collect::<Vec<_>>() {
             if let Def::Captured { outer: from } = self.value(id).def
-                && let Some((_, ty)) = outer.iter().find(|(v, _)| *v == from)
-                && ty.is_some()
+                && let Some(Some(ty)) = outer.get(&from)
             {
-                self.value_mut(id).ty = ty.clone();
+                self.value_mut(id).ty = Some(ty.clone());
             }
         }
     }

@@ -53,8 +53,10 @@ impl Heuristic {
             Heuristic::ReverseDepthFirst => depth_first(problem, leaves(problem), Reverse),
             Heuristic::LeastPeakFirst => greedy(problem, |ready| {
                 let fits = |v: &usize| ready.state.needs(*v) <= ready.peak;
-                let free = ready.by_rest.iter().map(|&(_, _, v)| v).find(fits);
-                free.or_else(|| ready.by_need.first().map(|&(_, _, v)| v))
+                // If that does not fit, nothing does.
+                let least = ready.by_need.first().map(|&(_, _, v)| v)?;
+                let free = fits(&least).then(|| ready.by_rest.iter().map(|&(_, _, v)| v).find(fits));
+                free.flatten().or(Some(least))
             }),
             Heuristic::BreadthFirst => breadth_first(problem),
             Heuristic::SmallestFirst => {

@@ -6,6 +6,9 @@ use crate::problem::Problem;
 /// No operator: the reader that a kept buffer waits for.
 const NONE: u32 = u32::MAX;
 
+/// So many operands and readers more count as another step.
+const EDGES: usize = 16;
+
 /// A down-set with what follows from it.
 #[derive(Clone)]
 pub(crate) struct State<'p> {
@@ -16,7 +19,7 @@ pub(crate) struct State<'p> {
     pub log: Vec<u32>,
     /// Bytes in memory between operators.
     pub live: u64,
-    /// Steps taken so far, forward and backward: the work that a search has done here.
+    /// Steps taken so far, forward and backward, by their [weight](State::work): the work that a search has done here.
     pub moves: u64,
     /// Of the down-set; equal sets have equal hashes, and unequal ones unequal hashes but for 1 in 2^128.
     pub hash: u128,
@@ -125,7 +128,7 @@ impl<'p> State<'p> {
     /// Runs a ready operator.
     pub fn run(&mut self, v: usize) {
         debug_assert!(self.is_ready(v));
-        self.moves += 1;
+        self.moves += self.work(v);
         self.live = self.after(v);
         self.hash ^= self.keys[v];
         self.remove(v);
@@ -149,7 +152,7 @@ impl<'p> State<'p> {
     /// Takes the last step back.
     pub fn undo(&mut self) {
         let Some(v) = self.log.pop().map(|v| v as usize) else { return };
-        self.moves += 1;
+        self.moves += self.work(v);
         let problem = self.problem;
         for &next in problem.successors[v].iter().rev() {
             if self.waiting[next as usize] == 0 {
@@ -167,6 +170,11 @@ impl<'p> State<'p> {
         self.insert(v);
         self.hash ^= self.keys[v];
         self.live = self.live + self.frees[v] - self.stays[v];
+    }
+
+    /// Steps that running an operator counts as, or taking it back: one, unless it reads much or much reads it.
+    fn work(&self, v: usize) -> u64 {
+        1 + ((self.problem.ops[v].reads.len() + self.problem.successors[v].len()) / EDGES) as u64
     }
 
     /// Takes steps back until so many are left.

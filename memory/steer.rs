@@ -88,24 +88,24 @@ impl<'a> Wanted<'a> {
 /// `order`: few of those without which the execution order would not be `good` enough. None if none is needed; not enough
 /// where an operator has no result that could be read, so what comes of it has to be planned.
 ///
-/// `good` is asked at most about three times for each end of a run.
-pub fn anchors(graph: &Graph, order: &[OpId], good: &mut dyn FnMut(&[OpId]) -> bool) -> Vec<OpId> {
+/// `good` is asked at most about three times for each end of a run, and not again once it has no answer.
+pub fn anchors(graph: &Graph, order: &[OpId], good: &mut dyn FnMut(&[OpId]) -> Option<bool>) -> Vec<OpId> {
     let wanted = Wanted::new(graph, order);
     let mut kept: Vec<usize> = wanted.ends().into_iter().filter(|&at| wanted.can_anchor(at)).collect();
-    if good(&wanted.executed(&[])) {
+    if good(&wanted.executed(&[])) == Some(true) {
         return Vec::new();
     }
     // Halves first: mostly, large parts of the order come true by themselves.
     let mut chunk = kept.len().div_ceil(2);
-    while chunk > 0 {
+    'asking: while chunk > 0 {
         let mut from = 0;
         while from < kept.len() {
             let to = (from + chunk).min(kept.len());
             let without: Vec<usize> = [&kept[..from], &kept[to..]].concat();
-            if good(&wanted.executed(&without)) {
-                kept = without;
-            } else {
-                from = to;
+            match good(&wanted.executed(&without)) {
+                Some(true) => kept = without,
+                Some(false) => from = to,
+                None => break 'asking,
             }
         }
         chunk /= 2;
@@ -207,7 +207,7 @@ mod tests {
         arbtest(|u| {
             let graph = random(u)?;
             let wanted = random_order(u, &graph)?;
-            let anchored = anchors(&graph, &wanted, &mut |executed| executed == wanted);
+            let anchored = anchors(&graph, &wanted, &mut |executed| Some(executed == wanted));
             assert_eq!(executed(&graph, &wanted, &anchored), wanted);
             for at in 0..anchored.len() {
                 let fewer = [&anchored[..at], &anchored[at + 1..]].concat();
@@ -216,6 +216,21 @@ mod tests {
             Ok(())
         })
         .budget_ms(2_000);
+    }
+
+    #[test]
+    fn nothing_is_asked_once_there_is_no_answer() {
+        let text = "g (float[2] x) => (float[2] a3) {
+            m0 = Exp(x) m1 = Abs(x) a1 = Add(m0, m1) m2 = Neg(x) a2 = Add(a1, m2) m3 = Cos(x) a3 = Add(a2, m3) }";
+        let mut graph = parse_graph(text, default_opsets()).unwrap();
+        dmopt_ir::infer::infer_graph(&mut graph);
+        let order: Vec<OpId> = graph.ops().collect();
+        let mut asked = 0;
+        let anchored = anchors(&graph, &order, &mut |_| {
+            asked += 1;
+            (asked < 2).then_some(false)
+        });
+        assert_eq!((asked, anchored.len()), (2, Wanted::new(&graph, &order).ends().len()));
     }
 
     #[test]

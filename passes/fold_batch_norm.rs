@@ -158,7 +158,7 @@ impl Rule for Fold {
 /// the normalization.
 fn into_combination(graph: &Graph, norm: &Norm, result: ValueId) -> Result<Patch, Miss> {
     let root = graph.producer(norm.x).filter(|_| graph.readers(norm.x) == 1).ok_or(Miss::NoMatch)?;
-    let combination = Finder::new(graph).combination(norm.x).ok_or(Miss::NoMatch)?;
+    let combination = Finder::new(graph).combination(norm.x).map_err(|_| Miss::NoMatch)?;
     let ty = graph.tensor_type(norm.x).ok_or(Miss::NoMatch)?;
     if !combination.ty.same_shape(ty) {
         return Err(Miss::NoMatch);

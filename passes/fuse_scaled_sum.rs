@@ -45,7 +45,7 @@
 //! }
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use dmopt_ir::{DType, Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, TensorType, ValueId};
 
@@ -143,25 +143,93 @@ pub(crate) struct Combinations {
 
 /// The combinations of a graph whose operators are given in order.
 pub(crate) fn combinations(graph: &Graph, order: &[OpId]) -> Combinations {
-    let finder = Finder::new(graph);
+    read(graph, order, &Finder::new(graph))
+}
+
+fn read(graph: &Graph, order: &[OpId], finder: &Finder<'_>) -> Combinations {
     let mut members: HashSet<OpId> = HashSet::new();
     let mut obstacles = Vec::new();
     let mut found = Vec::new();
+    let mut passed = Passed::default();
     // Readers first: a sum within a sum belongs to the outer one.
     for &root in order.iter().rev() {
-        if members.contains(&root) {
+        if members.contains(&root) || passed.over.contains(&root) {
             continue;
         }
-        let combination = combination_at(graph, &finder, root);
+        if let Some(larger) = passed.part_of.get(&root) {
+            passed.told.insert(*larger);
+            continue;
+        }
+        let combination = examine(graph, finder, root);
         obstacles.extend(finder.take_obstacles());
-        if let Some(combination) = combination {
-            members.extend(&combination.ops);
-            members.extend(combination.terms.iter().flat_map(|t| preparation(graph, t)));
-            found.push((root, combination));
+        match combination {
+            Ok(combination) => {
+                members.extend(&combination.ops);
+                members.extend(combination.terms.iter().flat_map(|t| preparation(graph, t)));
+                found.push((root, combination));
+            }
+            Err(left) => passed.pass(graph, root, left),
         }
     }
+    let reason =
+        format!("larger than {LARGE} operators and left alone, so that not every part of it was looked at");
+    obstacles.extend(passed.told.into_iter().map(|op| (op, reason.clone())));
     obstacles.retain(|(op, _)| !members.contains(op));
     Combinations { found, members, obstacles }
+}
+
+/// A combination that is left alone.
+#[derive(Default)]
+struct Left {
+    /// The operators that were looked through.
+    ops: Vec<OpId>,
+    /// With a single term there is none within it either.
+    is_single: bool,
+}
+
+/// What is known of operators from combinations that were left alone. Each operator within one may be where another ends;
+/// but to read a long chain anew from each of its operators takes the square of its length.
+#[derive(Default)]
+struct Passed {
+    /// At these operators no combination ends.
+    over: HashSet<OpId>,
+    /// In how many large combinations that were left alone an operator is.
+    within: HashMap<OpId, usize>,
+    /// Operators that are not looked at, with the operator that computes the combination of which they are a large part.
+    part_of: HashMap<OpId, OpId>,
+    /// Combinations of which a part was not looked at.
+    told: BTreeSet<OpId>,
+}
+
+/// Combinations of fewer operators may be read from each of them.
+const LARGE: usize = 32;
+
+/// Within so many large combinations that are left alone, every part is looked at; then those of at most half the size.
+const RETRIES: usize = 4;
+
+impl Passed {
+    fn pass(&mut self, graph: &Graph, root: OpId, mut left: Left) {
+        if left.is_single {
+            self.over.extend(left.ops);
+            return;
+        }
+        if left.ops.len() <= LARGE {
+            return;
+        }
+        // Operands first.
+        left.ops.sort_unstable_by_key(|&op| graph.op(op).rank);
+        let mut sizes: HashMap<OpId, usize> = HashMap::new();
+        for &op in &left.ops {
+            let before = graph.predecessors(op).filter_map(|before| sizes.get(&before));
+            let size = before.fold(1, |sum: usize, &size| sum.saturating_add(size));
+            sizes.insert(op, size);
+            let within = self.within.entry(op).or_default();
+            *within += 1;
+            if *within > RETRIES && size > left.ops.len() / 2 {
+                self.part_of.entry(op).or_insert(root);
+            }
+        }
+    }
 }
 
 /// With `order_follows`, operators are not moved and the terms of a chain may stand in any order: what decides about that
@@ -170,7 +238,11 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool, target: Target) -> Su
     let order = order_of(graph);
     let Combinations { found, members, obstacles } = combinations(graph, &order);
     let mut position = vec![0; graph.op_bound()];
-    order.iter().enumerate().for_each(|(at, op)| position[op.index()] = at);
+    let mut others = vec![0];
+    for (at, op) in order.iter().enumerate() {
+        position[op.index()] = at;
+        others.push(others[at] + usize::from(!members.contains(op)));
+    }
     let plan = |(root, combination): (OpId, Combination)| {
         let site = |value: ValueId, terms: usize, form: Form| {
             let output = graph.value(value).name.clone();
@@ -185,7 +257,7 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool, target: Target) -> Su
             }
             let prepared = combination.terms.iter().flat_map(|t| preparation(graph, t));
             ops.ops.splice(0..0, prepared);
-            match ops.late(graph, &order, &position, &members) {
+            match ops.late(graph, &position, &others) {
                 late if late.is_empty() => Step::Leave,
                 late => Step::Hoist(late),
             }
@@ -260,26 +332,34 @@ impl Step {
 
 /// The combination whose result this operator computes, if it is one to rewrite.
 pub(crate) fn combination_at(graph: &Graph, finder: &Finder<'_>, root: OpId) -> Option<Combination> {
-    let value = graph.op(root).output(0)?;
-    let combination = finder.combination(value)?;
-    let ty = graph.tensor_type(value)?;
-    // A change of shape that does not come back to the shape of the terms belongs to what reads it.
-    if is_reshape(graph, root) && !combination.ty.same_shape(ty) {
-        return None;
+    examine(graph, finder, root).ok()
+}
+
+fn examine(graph: &Graph, finder: &Finder<'_>, root: OpId) -> Result<Combination, Left> {
+    let value = graph.op(root).output(0).ok_or_else(Left::default)?;
+    let combination = finder.combination(value).map_err(|ops| Left { ops, is_single: false })?;
+    let is_single = combination.is_single();
+    let left = |combination: Combination| Err(Left { ops: combination.ops, is_single });
+    if is_single || !combination.is_mixing(graph) {
+        return left(combination);
     }
-    if !combination.is_mixing(graph) {
-        return None;
+    // A change of shape that does not come back to the shape of the terms belongs to what reads it.
+    let ty = graph.tensor_type(value).filter(|ty| !is_reshape(graph, root) || combination.ty.same_shape(ty));
+    if ty.is_none() {
+        return Err(Left::default());
     }
     // The same operators in a chain are no gain if there are more of them; a nested sum is one all the same, or the sums
     // within it would be taken apart.
     if combination.form <= Form::Mean {
         let before: usize = combination.ops.iter().map(|&op| steps(graph, op)).sum();
-        let after = replacement(graph, root, &combination).ok()?.steps;
-        if after > before && stands_nested(graph, root, &combination, before).is_none() {
-            return None;
+        let fits = |after: Replacement| {
+            after.steps <= before || stands_nested(graph, root, &combination, before).is_some()
+        };
+        if !replacement(graph, root, &combination).is_ok_and(fits) {
+            return left(combination);
         }
     }
-    Some(combination)
+    Ok(combination)
 }
 
 fn is_reshape(graph: &Graph, op: OpId) -> bool {
@@ -333,7 +413,7 @@ fn ready(graph: &Graph, term: &Term) -> (u64, Option<OpId>, usize) {
     let last = x.into_iter().chain(coefficient.filter_map(|v| graph.producer(v)));
     let last = last.max_by_key(|&op| (graph.op(op).rank, op));
     // Inputs of the graph come first, in their order.
-    let input = term.x.and_then(|x| graph.inputs().iter().position(|&i| i == x));
+    let input = term.x.and_then(|x| graph.input_place(x));
     (last.map_or(0, |p| graph.op(p).rank), last, input.unwrap_or(usize::MAX))
 }
 
@@ -559,7 +639,8 @@ mod tests {
     use dmopt_ir::text::{canonical_like, parse_model, print_graph};
     use dmopt_ir::{Model, Safety};
 
-    use crate::{Options, Outcome, run};
+    use crate::linear::Finder;
+    use crate::{Options, Outcome, order_of, run};
 
     fn model(text: &str) -> Model {
         parse_model(&format!("<ir_version: 10, opset_import: [\"\": 21]> {text}")).expect("text of the test")
@@ -757,5 +838,51 @@ mod tests {
             terms.join(", ")
         ));
         assert_eq!(outcome.passes[0].refused[0].reason, "more than 512 terms");
+    }
+
+    /// Looks at operators that it takes to read a graph with so many steps, and the combinations found.
+    fn looks(step: &str, steps: usize) -> (usize, super::Combinations) {
+        let step = |i: usize| {
+            let names = [("next", i + 1), ("last", i), ("own", i)];
+            names.iter().fold(step.to_string(), |step, (name, i)| step.replace(name, &format!("{name}{i}")))
+        };
+        let (lines, inputs): (Vec<String>, Vec<String>) =
+            (0..steps).map(|i| (step(i).replace("next", "last"), format!("float[3,2] own{i}"))).unzip();
+        let model = self::model(&format!(
+            "f (float[3,2] last0, float[3,1] a, {}) => (float[3,2] last{steps})
+             <float c = {{1.5}}, float[3,1] d = {{1, 2, 3}}> {{ {} }}",
+            inputs.join(", "),
+            lines.join("\n")
+        ));
+        let mut graph = model.graph;
+        dmopt_ir::infer::infer_graph(&mut graph);
+        let finder = Finder::new(&graph);
+        let found = super::read(&graph, &order_of(&graph), &finder);
+        (finder.looks.get(), found)
+    }
+
+    #[test]
+    fn the_looks_that_it_takes_grow_with_the_number_of_operators() {
+        for step in [
+            "next = Add(last, last)",
+            "m_next = Mul(last, c)  next = Add(m_next, d)",
+            "next = Add(last, own)",
+            "m_next = Mul(last, a)  next = Add(m_next, own)",
+            "s_next = Sub(own, last)  m_next = Mul(s_next, c)  next = Add(last, m_next)",
+            "next = Sum(last, own, c, d)",
+        ] {
+            let [small, large] = [1_000, 2_000].map(|steps| looks(step, steps).0);
+            assert!(large <= 2 * small + small / 4, "{step}: {small}, then {large}");
+            assert!(small <= 40_000, "{step}: {small}");
+        }
+    }
+
+    #[test]
+    fn of_a_long_combination_that_is_left_alone_not_every_part_is_looked_at() {
+        let step = "m_next = Mul(last, a)  n_next = Add(m_next, own)  o_next = Relu(own)  next = Add(n_next, o_next)";
+        let [small, large] = [500, 1_000].map(|steps| looks(step, steps));
+        assert!(large.0 <= 2 * small.0 + small.0 / 4, "{}, then {}", small.0, large.0);
+        assert!(small.1.obstacles.iter().any(|(_, reason)| reason.contains("not every part")));
+        assert!(!small.1.found.is_empty());
     }
 }

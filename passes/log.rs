@@ -1,6 +1,6 @@
 //! What passes report: counts, refusals, mixing sites.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use dmopt_ir::Safety;
 
@@ -75,6 +75,8 @@ impl Schedule {
 pub struct Log {
     pub(crate) rewrites: u64,
     pub(crate) sites: Vec<Site>,
+    /// The place of each site, by its output.
+    places: HashMap<String, usize>,
     pub(crate) schedules: Vec<Schedule>,
     refused: Vec<Refused>,
     seen: HashSet<Refused>,
@@ -104,7 +106,7 @@ impl Log {
 
     /// Notes a mixing site, or updates what is known of the one with the same output.
     pub fn site(&mut self, site: Site) {
-        match self.sites.iter_mut().find(|s| s.output == site.output) {
+        match self.places.get(&site.output).map(|&at| &mut self.sites[at]) {
             // The form that the file came in is what the reader asked about.
             Some(known) if !known.rewritten => {
                 known.rewritten = site.rewritten;
@@ -113,7 +115,10 @@ impl Log {
             Some(_) => {}
             // The model did not come with what appears later, or in another order: passes made it.
             None if self.rounds > 1 || self.reordered => {}
-            None => self.sites.push(site),
+            None => {
+                self.places.insert(site.output.clone(), self.sites.len());
+                self.sites.push(site);
+            }
         }
     }
 

@@ -123,8 +123,8 @@ fn anchored(graph: &Graph, order: &[OpId], planning: &Planning) -> Option<Patch>
     let goal = sized.peak_in(order).ok()?;
     let mut plans = WORK / order.len().max(1);
     let mut good = |executed: &[OpId]| {
-        plans = plans.saturating_sub(1);
-        plans > 0 && sized.peak_in(executed).is_ok_and(|peak| peak <= goal)
+        plans = plans.checked_sub(1).filter(|&left| left > 0)?;
+        Some(sized.peak_in(executed).is_ok_and(|peak| peak <= goal))
     };
     let mut patch = Patch::new(Safety::Exact);
     // The first to run stands last.

@@ -82,14 +82,7 @@ impl Call<'_> {
     fn broadcast(&self, dtype: DType, values: &[ValueId]) -> Option<u64> {
         let mut dims: Vec<u64> = Vec::new();
         for &value in values {
-            let other = self.dims(Some(value))?;
-            if other.len() > dims.len() {
-                dims.splice(0..0, std::iter::repeat_n(1, other.len() - dims.len()));
-            }
-            let offset = dims.len() - other.len();
-            for (dim, other) in dims[offset..].iter_mut().zip(other) {
-                *dim = if *dim == 1 { other } else { *dim };
-            }
+            stretch(&mut dims, self.dims(Some(value))?);
         }
         dtype.packed_len(product(&dims))
     }
@@ -101,8 +94,13 @@ impl Call<'_> {
         let values: Vec<ValueId> = self.op.operands().collect();
         let dtype = self.dtype(self.op.output(0))?;
         let mut scratch = Scratch::default();
-        for count in 2..values.len() {
-            let next = self.broadcast(dtype, &values[..count])?;
+        let mut dims = Vec::new();
+        for (taken, &value) in values.iter().enumerate().take(values.len().saturating_sub(1)) {
+            stretch(&mut dims, self.dims(Some(value))?);
+            if taken == 0 {
+                continue;
+            }
+            let next = dtype.packed_len(product(&dims))?;
             scratch =
                 Scratch { before: scratch.before.max(scratch.beside.saturating_add(next)), beside: next };
         }
@@ -255,6 +253,17 @@ impl Call<'_> {
             SEGMENT
         };
         elements.checked_mul(4)
+    }
+}
+
+/// Makes sizes those that they and others broadcast to.
+fn stretch(dims: &mut Vec<u64>, other: Vec<u64>) {
+    if other.len() > dims.len() {
+        dims.splice(0..0, std::iter::repeat_n(1, other.len() - dims.len()));
+    }
+    let offset = dims.len() - other.len();
+    for (dim, other) in dims[offset..].iter_mut().zip(other) {
+        *dim = if *dim == 1 { other } else { *dim };
     }
 }
 

@@ -10,7 +10,7 @@ use crate::problem::Problem;
 /// An order whose peak is at most `budget`, if the beam comes upon one before `steps` is used up.
 pub(crate) fn beam(problem: &Problem, budget: u64, width: usize, steps: &mut u64) -> Option<Vec<usize>> {
     let mut tree = Tree::new(problem);
-    let looked = close(&mut tree.state, budget);
+    let looked = close(&mut tree.state, budget, *steps);
     spend(steps, looked, &mut tree);
     if tree.state.is_complete() {
         return Some(tree.order());
@@ -24,24 +24,24 @@ pub(crate) fn beam(problem: &Problem, budget: u64, width: usize, steps: &mut u64
             tree.visit(node);
             let base = tree.state.log.len();
             let ready: Vec<u32> = tree.state.ready.clone();
-            let mut looked = ready.len() as u64;
+            spend(steps, ready.len() as u64, &mut tree);
             for v in ready {
                 if tree.state.needs(v as usize) > budget {
                     continue;
                 }
                 tree.state.run(v as usize);
-                looked += close(&mut tree.state, budget);
+                let looked = close(&mut tree.state, budget, *steps);
+                spend(steps, looked, &mut tree);
                 if tree.state.is_complete() {
                     return Some(tree.order());
                 }
                 if seen.insert(tree.state.hash) {
                     found.push((tree.state.live, problem.len() - tree.state.log.len(), node, v));
                 }
+                if *steps == 0 {
+                    return None;
+                }
                 tree.state.undo_to(base);
-            }
-            spend(steps, looked, &mut tree);
-            if *steps == 0 {
-                return None;
             }
         }
         found.sort_unstable();
@@ -50,7 +50,7 @@ pub(crate) fn beam(problem: &Problem, budget: u64, width: usize, steps: &mut u64
         for (_, _, node, v) in found {
             tree.visit(node);
             tree.state.run(v as usize);
-            let looked = close(&mut tree.state, budget);
+            let looked = close(&mut tree.state, budget, *steps);
             spend(steps, looked, &mut tree);
             layer.push(tree.add());
         }

@@ -7,18 +7,21 @@
 //! `f(E + S) + f(D + P) <= f(E) + f(D + S)`, and `f(D + P) >= f(D + S)`, so `f(E + S) <= f(E)`. Since results need no
 //! more memory the more has run, every operator of the order needs no more after `E + S` than after `E`.
 
+use super::exact::MOVE;
 use crate::state::State;
 
 /// Longest chain that is tried.
 const LONGEST: usize = 16;
 
-/// Runs chains that are safe within the budget until there are none; the number of operators looked at.
-pub(crate) fn close(state: &mut State<'_>, budget: u64) -> u64 {
+/// Runs chains that are safe within the budget until there are none, or about as much work as `limit` is done; the number
+/// of operators looked at.
+pub(crate) fn close(state: &mut State<'_>, budget: u64, limit: u64) -> u64 {
     let mut steps = 0;
+    let begun = state.moves;
     let mut at = 0;
     // One round over the ready operators without success is the end.
     let mut misses = 0;
-    while misses < state.ready.len() {
+    while misses < state.ready.len() && steps + MOVE * (state.moves - begun) <= limit {
         at = if at >= state.ready.len() { 0 } else { at };
         let v = state.ready[at] as usize;
         steps += 1;
@@ -53,4 +56,19 @@ fn chain(state: &mut State<'_>, v: usize, budget: u64) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Problem;
+    use crate::problem::{Buffer, Operator};
+
+    #[test]
+    fn nothing_is_tried_beyond_the_limit() {
+        let stays = |v| Operator { creates: vec![v], ..Operator::default() };
+        let problem = Problem::new((0..100).map(stays).collect(), vec![Buffer::new(1, true); 100]).unwrap();
+        let looks = |limit| close(&mut State::new(&problem), 100, limit);
+        assert_eq!([u64::MAX, 50 * (1 + 2 * MOVE)].map(looks), [100, 51]);
+    }
 }

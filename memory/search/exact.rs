@@ -66,7 +66,7 @@ pub(crate) fn decide(
     let mut seen = HashSet::new();
     let mut beyond = u64::MAX;
     loop {
-        let mut used = close(&mut state, budget);
+        let mut used = close(&mut state, budget, work.steps);
         if state.is_complete() {
             return Answer::Yes(state.log.iter().map(|&v| v as usize).collect());
         }

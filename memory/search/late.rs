@@ -26,6 +26,9 @@ pub(crate) struct Late {
     original: Vec<usize>,
 }
 
+/// Where an operator waits for more than this, none waits for it: each would have to wait for most of the others.
+const MANY: usize = 256;
+
 impl Late {
     /// Every operator waits that may. `None` if there is none.
     pub fn of(problem: &Problem) -> Option<Late> {
@@ -49,6 +52,9 @@ impl Late {
 fn waits_for(problem: &Problem, v: usize) -> Option<usize> {
     let [w] = problem.successors[v].as_slice() else { return None };
     let w = *w as usize;
+    if problem.ops[w].after.len() > MANY {
+        return None;
+    }
     let bytes = |b: usize| problem.buffers[b].bytes;
     let op = &problem.ops[v];
     let read: u64 = op.reads.iter().filter(|&&b| !problem.buffers[b].kept).map(|&b| bytes(b)).sum();

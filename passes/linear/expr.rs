@@ -1,8 +1,6 @@
 //! Small expressions over values of a graph: what a rewrite wants to stand there. They can be compared with what
 //! stands there already, and written into a patch.
 
-use std::collections::HashSet;
-
 use dmopt_ir::{Def, Graph, NewOp, OpId, Operand, Patch, Tensor, ValueId};
 
 /// An expression over values of a graph.
@@ -77,9 +75,11 @@ impl Expr {
                 for &swapped in swaps {
                     let before = ops.len();
                     let operand = |i: usize| op.input(if swapped { args.len() - 1 - i } else { i });
+                    // Of a chain, the last operand is the short one: it tells soonest that this is not what stands here.
                     let all = args
                         .iter()
                         .enumerate()
+                        .rev()
                         .all(|(i, arg)| operand(i).is_some_and(|v| arg.matches(graph, v, loose, ops)));
                     if all {
                         ops.push(id);
@@ -153,21 +153,14 @@ impl Expr {
 }
 
 impl Placement {
-    /// The operators that do not stand as early as they could: something other than `members` stands between them
-    /// and the last of their operands. `position` is the place of each operator in the file, by index. Operators
-    /// that wait for none stand well anywhere: an input of the graph is there from the start.
-    pub fn late(
-        &self,
-        graph: &Graph,
-        order: &[OpId],
-        position: &[usize],
-        members: &HashSet<OpId>,
-    ) -> Vec<OpId> {
+    /// The operators that do not stand as early as they could: something other than members stands between them
+    /// and the last of their operands. `position` is the place of each operator in the file, by index, and `others` has for
+    /// each place how many that are no members stand before it. Operators that wait for none stand well anywhere: an
+    /// input of the graph is there from the start.
+    pub fn late(&self, graph: &Graph, position: &[usize], others: &[usize]) -> Vec<OpId> {
         let late = |&op: &OpId| {
             let last = graph.predecessors(op).map(|p| position[p.index()]).max();
-            last.is_some_and(|last| {
-                order[last + 1..position[op.index()]].iter().any(|between| !members.contains(between))
-            })
+            last.is_some_and(|last| others[position[op.index()]] > others[last + 1])
         };
         self.ops.iter().copied().filter(late).collect()
     }

@@ -50,6 +50,15 @@ impl Array {
 
     /// Elementwise with broadcasting; `None` when the shapes do not fit, or what comes of it is larger than both.
     pub fn zip(&self, other: &Array, f: impl Fn(f64, f64) -> f64) -> Option<Array> {
+        if self.dims == other.dims {
+            let data = self.data.iter().zip(&other.data).map(|(&a, &b)| f(a, b)).collect();
+            return Some(Array { dims: self.dims.clone(), data });
+        }
+        match (self.as_scalar(), other.as_scalar()) {
+            (Some(a), _) => return Some(other.map(|b| f(a, b))),
+            (_, Some(b)) => return Some(self.map(|a| f(a, b))),
+            _ => {}
+        }
         let rank = self.dims.len().max(other.dims.len());
         let dim = |a: &Array, i: usize| (i + a.dims.len()).checked_sub(rank).map_or(1, |i| a.dims[i]);
         let mut dims = Vec::with_capacity(rank);
@@ -173,11 +182,18 @@ impl Factor {
 
     /// The product of two coefficients; `None` when it would be larger than both, or is not certain to broadcast.
     pub fn times(&self, other: &Factor) -> Option<Factor> {
-        let (a, b) = (self.shape()?, other.shape()?);
-        let both = broadcast(&a, &b)?;
-        let grows = both.len() > a.len().max(b.len()) || (both != a && both != b);
-        if grows && !is_single(&a) && !is_single(&b) {
-            return None;
+        // Mostly there is nothing to ask.
+        let is_number = other.parts.is_empty() && other.constant.dims.is_empty();
+        let are_alike = self.parts.is_empty() && other.parts.is_empty() && {
+            self.constant.dims.is_empty() || self.constant.dims == other.constant.dims
+        };
+        if !is_number && !are_alike {
+            let (a, b) = (self.shape()?, other.shape()?);
+            let both = broadcast(&a, &b)?;
+            let grows = both.len() > a.len().max(b.len()) || (both != a && both != b);
+            if grows && !is_single(&a) && !is_single(&b) {
+                return None;
+            }
         }
         let constant = self.constant.zip(&other.constant, |x, y| x * y)?;
         Some(Factor { constant, parts: self.parts.iter().chain(&other.parts).cloned().collect() })

@@ -1,6 +1,7 @@
 //! Reading a linear combination out of a graph.
 
 use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 
 use dmopt_ir::{Dim, Graph, Op, OpId, TensorType, ValueId};
 
@@ -115,6 +116,11 @@ impl Combination {
         }
     }
 
+    /// True if neither it nor any part of it can be a mixing site, whatever its coefficients.
+    pub fn is_single(&self) -> bool {
+        self.form <= Form::IdentityConv && self.width() < 2
+    }
+
     /// A mixing site that nothing around it belongs to: it has its addend already, or is contracted from a stack.
     fn is_closed(&self, graph: &Graph) -> bool {
         let addend = self.terms.iter().any(|t| t.x.is_none());
@@ -139,15 +145,21 @@ impl Combination {
     /// Makes one term of those with the same `x` (or none) and the same computed coefficient.
     pub(super) fn merge(&mut self) {
         let mut merged: Vec<Term> = Vec::new();
+        let mut places: HashMap<Option<ValueId>, Vec<usize>> = HashMap::new();
         for term in self.terms.drain(..) {
-            let same = |t: &&mut Term| t.x == term.x && t.factor.parts == term.factor.parts;
-            let known = merged.iter_mut().find(same);
-            match known.and_then(|t| t.factor.constant.plus(&term.factor.constant).map(|sum| (t, sum))) {
-                Some((known, sum)) => {
-                    known.factor.constant = sum;
-                    known.scaled = true;
+            let places = places.entry(term.x).or_default();
+            let known = places.iter().find(|&&at| merged[at].factor.parts == term.factor.parts);
+            let sum =
+                known.and_then(|&at| Some((at, merged[at].factor.constant.plus(&term.factor.constant)?)));
+            match sum {
+                Some((at, sum)) => {
+                    merged[at].factor.constant = sum;
+                    merged[at].scaled = true;
                 }
-                None => merged.push(term),
+                None => {
+                    places.push(merged.len());
+                    merged.push(term);
+                }
             }
         }
         self.terms = merged;
@@ -201,6 +213,11 @@ fn is_normalised(graph: &Graph, mut value: ValueId) -> bool {
 pub struct Finder<'g> {
     pub(super) graph: &'g Graph,
     obstacles: RefCell<Vec<(OpId, String)>>,
+    /// Values that are no stack along an axis, as far as one combination can see.
+    pub(super) is_whole: RefCell<HashSet<(ValueId, usize)>>,
+    /// How often an operator was looked at.
+    #[cfg(test)]
+    pub looks: std::cell::Cell<usize>,
 }
 
 /// Sums nested deeper than this are read in parts, so that a hostile file cannot exhaust the stack.
@@ -215,7 +232,13 @@ const MAX_COEFFICIENT: u64 = 1 << 20;
 impl<'g> Finder<'g> {
     /// A reader of this graph.
     pub fn new(graph: &'g Graph) -> Finder<'g> {
-        Finder { graph, obstacles: RefCell::default() }
+        Finder {
+            graph,
+            obstacles: RefCell::default(),
+            is_whole: RefCell::default(),
+            #[cfg(test)]
+            looks: std::cell::Cell::default(),
+        }
     }
 
     /// Patterns that were met since the last call and could not be looked through, with the reason.
@@ -223,37 +246,47 @@ impl<'g> Finder<'g> {
         self.obstacles.take()
     }
 
-    /// The combination that computes `value`, looking through at least its own operator. `None` when that is not
-    /// linear, or not certain to be.
-    pub fn combination(&self, value: ValueId) -> Option<Combination> {
-        let mut all = self.linear(value, 0)?;
+    /// The combination that computes `value`, looking through at least its own operator.
+    ///
+    /// # Errors
+    /// It is not linear, or not certain to be, or has too many terms; the operators that were looked through then.
+    pub fn combination(&self, value: ValueId) -> Result<Combination, Vec<OpId>> {
+        self.is_whole.borrow_mut().clear();
+        let mut all = self.linear(value, 0).ok_or_else(Vec::new)?;
         if all.terms.len() > MAX_TERMS {
-            self.refuse(self.graph.producer(value)?, format!("more than {MAX_TERMS} terms"));
-            return None;
+            self.graph
+                .producer(value)
+                .into_iter()
+                .for_each(|op| self.refuse(op, format!("more than {MAX_TERMS} terms")));
+            return Err(all.ops);
         }
         all.merge();
         // A partial sum that is read several times, but within this combination alone, need not exist either:
-        // a + w * (b - a) reads a twice.
-        while let Some((x, inner)) = all.terms.iter().find_map(|t| self.within(t.x?, &all)) {
+        // a + w * (b - a) reads a twice. As many are looked through as there may be terms.
+        let mut ops: HashSet<OpId> = all.ops.iter().copied().collect();
+        for _ in 0..MAX_TERMS {
+            let within = |t: &Term| self.within(t.x?, &all, &ops);
+            let Some((x, inner)) = all.terms.iter().find_map(within) else { break };
             let Some(at) = all.terms.iter().position(|t| t.x == Some(x)) else { break };
             let Some(scaled) = inner.times(&all.terms[at].factor) else { break };
             if all.terms.len() + scaled.terms.len() > MAX_TERMS {
                 break;
             }
             all.terms.splice(at..=at, scaled.terms);
+            ops.extend(&inner.ops);
             all.ops.extend(&inner.ops);
             all.form = all.form.max(inner.form);
             all.merge();
         }
-        Some(all)
+        Ok(all)
     }
 
-    /// The combination behind a term that only operators of `all` read, if it is one term: with two computed
+    /// The combination behind a term that only `ops`, the operators of `all`, read, if it is one term: with two computed
     /// coefficients, looking through would double what is behind it.
-    fn within(&self, x: ValueId, all: &Combination) -> Option<(ValueId, Combination)> {
+    fn within(&self, x: ValueId, all: &Combination, ops: &HashSet<OpId>) -> Option<(ValueId, Combination)> {
         let inside = self.graph.readers(x) > 1
             && !self.graph.is_output(x)
-            && self.graph.uses(x).all(|at| all.ops.contains(&at.op))
+            && self.graph.uses(x).all(|at| ops.contains(&at.op))
             && all.terms.iter().filter(|t| t.x == Some(x)).count() == 1;
         let inner = inside.then(|| self.linear(x, 1)).flatten()?;
         inner.ty.same_shape(&all.ty).then_some((x, inner))
@@ -292,6 +325,8 @@ impl<'g> Finder<'g> {
     }
 
     fn linear(&self, value: ValueId, depth: usize) -> Option<Combination> {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
         let id = self.graph.producer(value)?;
         let op = self.graph.op(id);
         // Before version 7, attributes said how operands broadcast.

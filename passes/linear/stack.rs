@@ -142,8 +142,20 @@ impl Finder<'_> {
         add_up(scaled.collect::<Option<Slices>>()?)
     }
 
-    /// The slices of a tensor that only one operator reads, along `stacked`.
+    /// The slices of a tensor that only one operator reads, along `stacked`. Where there are none, that is asked once: a
+    /// Reshape may have several axes to ask about, and so may the next.
     fn slices(&self, value: ValueId, stacked: usize, depth: usize) -> Option<Slices> {
+        if self.is_whole.borrow().contains(&(value, stacked)) {
+            return None;
+        }
+        let slices = self.slices_of(value, stacked, depth);
+        if slices.is_none() {
+            self.is_whole.borrow_mut().insert((value, stacked));
+        }
+        slices
+    }
+
+    fn slices_of(&self, value: ValueId, stacked: usize, depth: usize) -> Option<Slices> {
         let id = self.graph.producer(value)?;
         let op = self.graph.op(id);
         if !op.is_standard() || depth > 64 {
