@@ -14,6 +14,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use tempfile::Builder;
 
@@ -27,8 +29,11 @@ const RANDOM: usize = 6;
 const LOCK: &str = ".dmopt-owner";
 const CONTENT: &[u8] = b"Temporary files of dmopt. Its next run beside this folder takes them away.\n";
 
-/// How often another folder is tried when one is taken away before it is locked.
+/// How often another folder is tried when one is taken away before it is locked, and taking one away at the end.
 const TRIES: usize = 16;
+
+/// Between two attempts to take a folder away that somebody writes into.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What this process answers for until it ends.
 static MADE: Mutex<Made> = Mutex::new(Made { folders: Vec::new(), ahead: Vec::new() });
@@ -223,7 +228,13 @@ fn remove(folder: &Path) -> io::Result<()> {
 pub fn clear_for_exit() {
     let made = made();
     for path in &made.folders {
-        let _ = remove(path);
+        // Whoever is writing into it is not stopped by this, and may put one more file there in the middle of it.
+        for _ in 0..TRIES {
+            if remove(path).is_ok() || !path.exists() {
+                break;
+            }
+            thread::sleep(PAUSE);
+        }
     }
     take_back(&made.ahead);
     std::mem::forget(made);

@@ -10,7 +10,7 @@
 //! several that read them. A residual that is added to the result is the first summand. Multiplications stay as many as
 //! they were; K is about 2, 4, 8, 16 or 32, up to slices of four channels, and as small as brings the predicted peak of the
 //! whole graph down. Slices of more than four channels are whole blocks of eight, where all of them can be.
-//! `--split-hidden K` takes K equal slices everywhere instead.
+//! `--split-hidden K` takes K slices of about equal width everywhere instead, or as many as there can be.
 //!
 //! Class: rounding differs (another order of additions). A sum over some channels can overflow where that over all does
 //! not, next to the largest number of the type; NaN and infinity come out as before otherwise.

@@ -199,6 +199,14 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         candidate.weighed_by_plan();
     }
     let Candidate { model, mut outcome, measured, weights } = candidate;
+    if let (Some(budget), Some(schedule)) = (options.budget_bytes, outcome.main_schedule())
+        && schedule.after_bytes > budget
+    {
+        let predicted = schedule.after_bytes;
+        outcome.notes.push(format!(
+            "the model does not fit: {predicted} bytes are predicted, and {budget} were allowed"
+        ));
+    }
     if let memory::Kernels::OrtCuda { .. } = options.target.kernels() {
         let workspaces = "what convolutions ask cuDNN for depends on the device and is in no prediction";
         outcome.notes.push(workspaces.to_string());
