@@ -45,6 +45,8 @@ impl Process {
         };
         let mut command = Command::new(&processes.program);
         command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Its last words are to be those of the runtime.
+        command.env("RUST_BACKTRACE", "0");
         // What a terminal sends to stop a command is for the one who started this: a runtime that dies of it would seem
         // to have died of the model.
         #[cfg(unix)]
