@@ -512,18 +512,18 @@ impl Step {
             Some(z) => operands.extend([bias, Some(z)]),
             None => operands.extend(bias.map(Some)),
         }
-        let mut new = match &self.weight {
-            Weight::Scale(scale, spatial) => NewOp::with_optional("Conv", operands)
+        let depthwise = match &self.weight {
+            Weight::Scale(scale, spatial) => Some((scale.len() as i64, *spatial)),
+            Weight::Computed(gate) => Some((gate.groups() as i64, gate.dims.len() - 2)),
+            Weight::Own(_) | Weight::Negated(_) => None,
+        };
+        let mut new = match depthwise {
+            Some((groups, spatial)) => NewOp::with_optional("Conv", operands)
                 .named(operator.name.clone())
-                .attribute("group", scale.len() as i64)
-                .attribute("kernel_shape", vec![1i64; *spatial])
+                .attribute("group", groups)
+                .attribute("kernel_shape", vec![1i64; spatial])
                 .at(Position::At(self.op)),
-            Weight::Computed(gate) => NewOp::with_optional("Conv", operands)
-                .named(operator.name.clone())
-                .attribute("group", gate.groups() as i64)
-                .attribute("kernel_shape", vec![1i64; gate.dims.len() - 2])
-                .at(Position::At(self.op)),
-            _ => NewOp::like(graph, self.op, operands),
+            None => NewOp::like(graph, self.op, operands),
         };
         if z.is_some() {
             new = new.of("com.microsoft", "FusedConv");
