@@ -11,6 +11,7 @@
 //! (z + P) + Q               ~  FusedConv(Q, FusedConv(P, z))    sums of sums: the later one onto the earlier one
 //! x + z                     ~  FusedConv(x, 1, , z)             z is not read later, and not an input
 //! (P + B) + Q + c           ~  FusedConv(Q, P + (B + c))        a bias goes into the first step
+//! s*x + z + t               ~  FusedConv(x, S, t, z)        t: what the network computes for each channel (of each sample)
 //! activation(P + z)         ~  the same as an attribute
 //! s*x + c                   ~  Conv(x, S, c)                    one tensor where there were two
 //! ```
@@ -70,7 +71,7 @@ use dmopt_ir::{
 
 use crate::affine::{Affine, elementwise};
 use crate::linear::{Array, MAX_CHANNELS, MAX_WEIGHT, scaled_weight};
-use crate::{Context, Miss, Pass, Rule, Stage, Target};
+use crate::{Context, Miss, Pass, Planning, Rule, Stage, Target};
 
 /// See the header of this file.
 pub struct AccumulateInPlace;
@@ -94,7 +95,7 @@ impl Pass for AccumulateInPlace {
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
         if context.planning.target == Target::OrtCpu {
-            let biased = context.planning.onnxruntime.is_none_or(|version| version >= BIASED);
+            let biased = has_bias(context.planning);
             context.apply_rule(&Accumulate { biased }, rewriter);
         }
     }
@@ -102,6 +103,11 @@ impl Pass for AccumulateInPlace {
 
 /// The oldest ONNX Runtime in which a step with a bias and an accumulator is right in every session.
 pub(crate) const BIASED: (u32, u32) = (1, 27);
+
+/// True if every ONNX Runtime that is to run the result has steps with a bias and an accumulator.
+pub(crate) fn has_bias(planning: &Planning) -> bool {
+    planning.target == Target::OrtCpu && planning.onnxruntime.is_none_or(|version| version >= BIASED)
+}
 
 /// The rule, for a runtime that has steps with a bias and an accumulator, or for one that has not.
 struct Accumulate {
@@ -113,7 +119,9 @@ impl Rule for Accumulate {
         match graph.op(op).op_type.as_str() {
             "Add" | "Sub" | "Sum" => {
                 let shifted = || shift(graph, op, self.biased);
-                shifted().or_else(|| sum(graph, op, self.biased)).ok_or(Miss::NoMatch).and_then(|patch| patch)
+                let biased = || computed_bias(graph, op, self.biased);
+                let patch = shifted().or_else(biased).or_else(|| sum(graph, op, self.biased));
+                patch.ok_or(Miss::NoMatch).and_then(|patch| patch)
             }
             _ => activated(graph, op).ok_or(Miss::NoMatch),
         }
@@ -141,28 +149,32 @@ enum Weight {
     /// spatial dimensions.
     Scale(Vec<f64>, usize),
     /// The same with a value.
-    Computed(Gate),
+    Computed(PerChannel),
 }
 
 /// The kernel goes from channel to channel, so where one has fewer elements than this, a product and a sum are faster: they
 /// took as long at 196 elements and two thirds of the time at 49.
 const LEAST_AREA: u64 = 128;
 
-/// A value with a number for each channel, and perhaps for each sample, of what it is multiplied with.
-struct Gate {
-    scale: ValueId,
-    /// Its shape, as long as that of what it is multiplied with.
+/// A value with a number for each channel, and perhaps for each sample, of what it is multiplied with or added to.
+#[derive(Clone)]
+pub(crate) struct PerChannel {
+    /// The value.
+    pub value: ValueId,
+    /// Its shape, as long as that of what it is beside.
     dims: Vec<u64>,
     channels: u64,
-    /// The shape of what it is multiplied with, where each sample has numbers of its own.
+    /// The shape of what it is beside, where each sample has numbers of its own.
     samples: Option<Vec<u64>>,
 }
 
 #[derive(Clone)]
 enum Bias {
     None,
-    /// One that is not a constant.
+    /// That of the convolution, which is not a constant.
     Computed(ValueId),
+    /// What was added to the product.
+    PerChannel(PerChannel),
     Numbers(Vec<f64>),
 }
 
@@ -274,6 +286,56 @@ fn shift(graph: &Graph, op: OpId, biased: bool) -> Option<Result<Patch, Miss>> {
     }))
 }
 
+/// `convolution + t` with a computed number for each channel, or each channel of a sample where all samples are channels
+/// of one: it becomes the bias of the convolution.
+fn computed_bias(graph: &Graph, op: OpId, biased: bool) -> Option<Result<Patch, Miss>> {
+    let (value, bias) = PerChannel::addend(graph, op)?;
+    let result = graph.op(op).output(0)?;
+    let mut patch = Patch::new(Safety::Reassociates);
+    if let Some(mut step) = Step::of(graph, value).filter(|_| graph.readers(value) == 1)
+        && let Weight::Computed(factor) = &step.weight
+        && bias.groups() == factor.groups()
+    {
+        step.bias = Bias::PerChannel(bias);
+        return Some(step.emit(graph, None, biased, &mut patch).map(|new| {
+            patch.replace_uses(result, new);
+            patch
+        }));
+    }
+    // The convolution, and the view of its result in which all samples are apart again.
+    let producer = graph.producer(value)?;
+    let view = graph.op(producer).is("Reshape").then_some(producer);
+    let step = match view {
+        Some(view) => graph.producer(graph.op(view).input(0)?)?,
+        None => producer,
+    };
+    let fused = graph.op(step);
+    let convolved = fused.output(0)?;
+    let groups = graph.tensor_type(convolved)?.shape.as_ref()?.get(1)?.known()?;
+    let alone = graph.readers(value) == 1 && graph.readers(convolved) == 1;
+    let plain = is_fused(graph, step) && fused.attribute("activation").is_none();
+    if !plain || !biased || !alone || !bias.serves(groups) {
+        return None;
+    }
+    let name = &graph.value(result).name;
+    let mut bias = bias.bias(groups, &mut patch);
+    if let Some(own) = fused.input(2) {
+        let sum = NewOp::new("Add", [own.into(), bias]).result_named(&format!("{name}_bias"));
+        bias = patch.add_op(sum);
+    }
+    let mut operands: Vec<_> = fused.inputs.iter().map(|v| v.map(Operand::from)).collect();
+    *operands.get_mut(2)? = Some(bias);
+    let new = NewOp::like(graph, step, operands).result_named(&format!("{name}_acc"));
+    let mut new = patch.add_op(new.at(Position::At(op)));
+    if let Some(view) = view {
+        let shape = graph.op(view).input(1)?;
+        new =
+            patch.add_op(NewOp::like(graph, view, vec![Some(new), Some(shape.into())]).at(Position::At(op)));
+    }
+    patch.replace_uses(result, new);
+    Some(Ok(patch))
+}
+
 /// An activation that alone reads a step in place.
 fn activated(graph: &Graph, op: OpId) -> Option<Patch> {
     let (name, parameters) = activation(graph, op)?;
@@ -360,7 +422,7 @@ fn negated(graph: &Graph, mut chain: Vec<Step>) -> Option<Vec<Step>> {
     };
     step.bias = match &step.bias {
         Bias::None => Bias::None,
-        Bias::Computed(_) => return None,
+        Bias::Computed(_) | Bias::PerChannel(_) => return None,
         Bias::Numbers(bias) => Bias::Numbers(bias.iter().map(|b| -b).collect()),
     };
     Some(chain)
@@ -399,8 +461,8 @@ impl Step {
             return Some(Step { op, x, weight, bias });
         }
         let Some((mut x, mut affine)) = elementwise(graph, op) else {
-            let (x, gate) = Gate::of(graph, op)?;
-            return Some(Step { op, x, weight: Weight::Computed(gate), bias: Bias::None });
+            let (x, factor) = PerChannel::factor(graph, op)?;
+            return Some(Step { op, x, weight: Weight::Computed(factor), bias: Bias::None });
         };
         while let Some(before) = graph.producer(x).filter(|_| graph.readers(x) == 1)
             && let Some((value, inner)) = elementwise(graph, before)
@@ -437,7 +499,7 @@ impl Step {
 
     /// True if its result is a view of what it computes.
     fn is_seen_otherwise(&self) -> bool {
-        matches!(&self.weight, Weight::Computed(gate) if gate.samples.is_some())
+        matches!(&self.weight, Weight::Computed(factor) if factor.samples.is_some())
     }
 
     /// Adds to the bias; false if that is not a constant, or would be needed for each sample.
@@ -481,11 +543,12 @@ impl Step {
                 dims[0] = scale.len() as u64;
                 patch.constant(&format!("{result}_scale"), numbers(dims, scale).ok_or_else(unfit)?)
             }
-            Weight::Computed(gate) => gate.kernels(patch),
+            Weight::Computed(factor) => factor.kernels(patch),
         };
         let bias = match &self.bias {
             Bias::None => None,
             Bias::Computed(bias) => Some((*bias).into()),
+            Bias::PerChannel(bias) => Some(bias.bias(bias.groups(), patch)),
             Bias::Numbers(bias) => {
                 let tensor = numbers(vec![bias.len() as u64], bias).ok_or_else(unfit)?;
                 let same = operator.input(2).filter(|&own| {
@@ -496,8 +559,8 @@ impl Step {
         };
         // Where each sample has numbers of its own, all samples are channels of one.
         let samples = match &self.weight {
-            Weight::Computed(gate) => {
-                gate.samples.as_ref().map(|samples| (gate.as_one_sample(samples), samples))
+            Weight::Computed(factor) => {
+                factor.samples.as_ref().map(|samples| (factor.as_one_sample(samples), samples))
             }
             _ => None,
         };
@@ -514,7 +577,7 @@ impl Step {
         }
         let depthwise = match &self.weight {
             Weight::Scale(scale, spatial) => Some((scale.len() as i64, *spatial)),
-            Weight::Computed(gate) => Some((gate.groups() as i64, gate.dims.len() - 2)),
+            Weight::Computed(factor) => Some((factor.groups() as i64, factor.dims.len() - 2)),
             Weight::Own(_) | Weight::Negated(_) => None,
         };
         let mut new = match depthwise {
@@ -539,33 +602,42 @@ impl Step {
     }
 }
 
-impl Gate {
-    /// Reads `x * s` with a value `s` that is the same all over each channel of `x`, or of each sample of `x`.
-    fn of(graph: &Graph, op: OpId) -> Option<(ValueId, Gate)> {
+impl PerChannel {
+    /// Reads `value` beside `x`, where a kernel that goes from channel to channel is no slower.
+    fn beside(graph: &Graph, x: ValueId, value: ValueId) -> Option<PerChannel> {
+        let (ty, own) = (graph.tensor_type(x)?, graph.tensor_type(value)?);
+        let shape = ty.shape.as_ref()?;
+        let channels = shape.get(1)?.known()?;
+        let own = own.dims()?;
+        let mut dims = vec![1; shape.len().checked_sub(own.len())?];
+        dims.extend(own);
+        let samples =
+            if dims[0] == 1 { None } else { Some(ty.dims().filter(|dims_of_x| dims_of_x[0] == dims[0])?) };
+        let fits = (dims[1] == 1 || dims[1] == channels) && dims[2..].iter().all(|&size| size == 1);
+        let area = shape[2..].iter().try_fold(1u64, |area, dim| area.checked_mul(dim.known()?))?;
+        let few = samples.as_ref().map_or(Some(channels), |samples| samples[0].checked_mul(channels))?;
+        (fits && self::fits(ty) && area >= LEAST_AREA && few <= MAX_CHANNELS && x != value)
+            .then_some(PerChannel { value, dims, channels, samples })
+    }
+
+    /// Reads `x * s` or `x + s` with such a value `s`.
+    fn of(graph: &Graph, op: OpId) -> Option<(ValueId, PerChannel)> {
         let operator = graph.op(op);
-        let known =
-            operator.is("Mul") && graph.opset("") >= 7 && !operator.results().any(|v| graph.is_output(v));
+        let known = graph.opset("") >= 7 && !operator.results().any(|v| graph.is_output(v));
         let [Some(a), Some(b)] = operator.inputs[..] else { return None };
-        let gate = |x: ValueId, scale: ValueId| {
-            let (ty, own) = (graph.tensor_type(x)?, graph.tensor_type(scale)?);
-            let shape = ty.shape.as_ref()?;
-            let channels = shape.get(1)?.known()?;
-            let own = own.dims()?;
-            let mut dims = vec![1; shape.len().checked_sub(own.len())?];
-            dims.extend(own);
-            let samples = if dims[0] == 1 {
-                None
-            } else {
-                Some(ty.dims().filter(|dims_of_x| dims_of_x[0] == dims[0])?)
-            };
-            let fits = (dims[1] == 1 || dims[1] == channels) && dims[2..].iter().all(|&size| size == 1);
-            let area = shape[2..].iter().try_fold(1u64, |area, dim| area.checked_mul(dim.known()?))?;
-            let few = samples.as_ref().map_or(Some(channels), |samples| samples[0].checked_mul(channels))?;
-            (fits && area >= LEAST_AREA && few <= MAX_CHANNELS && x != scale)
-                .then_some((x, Gate { scale, dims, channels, samples }))
-        };
+        let beside = |x, value| Some((x, PerChannel::beside(graph, x, value)?));
         // Of two values of this kind, either could be the one that is multiplied.
-        gate(a, b).or_else(|| gate(b, a)).filter(|_| known)
+        beside(a, b).or_else(|| beside(b, a)).filter(|_| known)
+    }
+
+    /// Reads `x * s`.
+    pub fn factor(graph: &Graph, op: OpId) -> Option<(ValueId, PerChannel)> {
+        PerChannel::of(graph, op).filter(|_| graph.op(op).is("Mul"))
+    }
+
+    /// Reads `x + s`.
+    fn addend(graph: &Graph, op: OpId) -> Option<(ValueId, PerChannel)> {
+        PerChannel::of(graph, op).filter(|_| graph.op(op).is("Add"))
     }
 
     /// How many channels there are when all samples are one.
@@ -573,24 +645,39 @@ impl Gate {
         self.dims[0] * self.channels
     }
 
-    /// The shape of what is multiplied with all samples as channels of one.
+    /// The shape of what it is beside, with all samples as channels of one.
     fn as_one_sample(&self, samples: &[u64]) -> Vec<u64> {
         [1, self.groups()].into_iter().chain(samples[2..].iter().copied()).collect()
     }
 
+    /// True if it is a number, or can be repeated to be one, for each of so many channels.
+    fn serves(&self, groups: u64) -> bool {
+        groups == self.groups() || (self.samples.is_none() && groups.is_multiple_of(self.channels))
+    }
+
     /// The kernels of a depthwise convolution.
     fn kernels(&self, patch: &mut Patch) -> Operand {
-        let mut scale: Operand = self.scale.into();
-        if self.dims[1] != self.channels {
-            let mut dims = self.dims.clone();
-            dims[1] = self.channels;
-            let every = shape(&dims, patch);
-            scale = patch.add_op(NewOp::new("Expand", [scale, every]));
-        }
         let mut dims = vec![1; self.dims.len()];
         dims[0] = self.groups();
-        let kernels = shape(&dims, patch);
-        patch.add_op(NewOp::new("Reshape", [scale, kernels]))
+        self.reshaped(&dims, patch)
+    }
+
+    /// The bias of a convolution with so many channels.
+    fn bias(&self, groups: u64, patch: &mut Patch) -> Operand {
+        self.reshaped(&[groups], patch)
+    }
+
+    /// A number for each channel, in a shape that begins with their number.
+    fn reshaped(&self, to: &[u64], patch: &mut Patch) -> Operand {
+        let mut value: Operand = self.value.into();
+        let mut dims = self.dims.clone();
+        (dims[0], dims[1]) = (to[0] / self.channels, self.channels);
+        if dims != self.dims {
+            let every = shape(&dims, patch);
+            value = patch.add_op(NewOp::new("Expand", [value, every]));
+        }
+        let to = shape(to, patch);
+        patch.add_op(NewOp::new("Reshape", [value, to]))
     }
 }
 
@@ -662,6 +749,54 @@ mod tests {
         // A view is copied to an output.
         let output = format!("f ({sampled}) => (float[2,3,16,16] z) {{ m = Mul(x, s) z = Add(m, a) }}");
         assert!(left_alone_for(Target::OrtCpu, PASS, &output).is_empty());
+    }
+
+    #[test]
+    fn what_is_computed_for_each_channel_becomes_the_bias_of_a_step() {
+        let text = |interface: &str, weights: &str, body: &str| {
+            format!("f ({interface}) => (float[2,3,16,16] y) <{weights}> {{ {body} y = Exp(z) }}")
+        };
+        let whole = "float[2,3,16,16] x, float[2,3,16,16] a, float[1,3,1,1] s, float[3,1,1] t";
+        check_for(
+            Target::OrtCpu,
+            PASS,
+            &text(whole, "", "m = Mul(x, s) n = Add(m, a) z = Add(t, n)"),
+            &text(
+                whole,
+                "int64[4] kernels = {3, 1, 1, 1}, int64[1] bias = {3}",
+                "w = Reshape(s, kernels) b = Reshape(t, bias)
+                 z = com.microsoft.FusedConv<group = 3, kernel_shape = [1, 1]>(x, w, b, a)",
+            ),
+        );
+        check_for(
+            Target::OrtCpu,
+            PASS,
+            &text(whole, "", "m = Mul(x, s) z = Add(m, t)"),
+            &text(
+                whole,
+                "int64[4] kernels = {3, 1, 1, 1}, int64[1] bias = {3}",
+                "w = Reshape(s, kernels) b = Reshape(t, bias) z = Conv<group = 3, kernel_shape = [1, 1]>(x, w, b)",
+            ),
+        );
+        // Numbers for each sample, numbers that are the same for all, and constants.
+        let sampled =
+            "float[2,3,16,16] x, float[2,3,16,16] a, float[2,3,1,1] s, float[2,3,1,1] t, float[3,1,1] u";
+        check_for(
+            Target::OrtCpu,
+            PASS,
+            &text(sampled, "float c = {3}", "m = Mul(x, s) n = Add(m, a) k = Add(n, t) l = Add(k, u) z = Add(l, c)"),
+            &text(
+                sampled,
+                "int64[4] kernels = {6, 1, 1, 1}, int64[4] one = {1, 6, 16, 16}, int64[4] two = {2, 3, 16, 16},
+                 int64[1] of_t = {6}, int64[4] each_u = {2, 3, 1, 1}, int64[1] of_u = {6}, float c = {3},
+                 int64[4] each_c = {2, 3, 1, 1}, int64[1] of_c = {6}",
+                "w = Reshape(s, kernels) p = Reshape(x, one) q = Reshape(a, one)
+                 b = Reshape(t, of_t) d = Expand(u, each_u) e = Reshape(d, of_u) f = Add(b, e)
+                 g = Expand(c, each_c) h = Reshape(g, of_c) i = Add(f, h)
+                 r = com.microsoft.FusedConv<group = 6, kernel_shape = [1, 1]>(p, w, i, q)
+                 z = Reshape(r, two)",
+            ),
+        );
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //! ```
 //! Scales and shifts between layer and normalization are taken along. A tensor less exists, and an operator less runs.
 //!
-//! For `ort-cpu`, r may have other readers that are steps of linear combinations, which cost no tensor there: they read
-//! `r = (y - b)/a` instead, where no channel loses more than 5 bits of it by that (`raw_readers.rs`).
+//! For `ort-cpu`, r may have other readers that are steps of linear combinations, which cost no tensor there, or take its
+//! mean: they read `r = (y - b)/a` instead, where no channel loses more than 5 bits of it by that (`raw_readers.rs`).
 //!
 //! Class: another formula. NaN and infinity of the input come out as before. Where r overflows and |a| < 1, y may be finite.
 //! Left alone: r that something else reads, because it has to exist all the same; sums of unscaled values, which would
@@ -80,6 +80,7 @@
 
 use dmopt_ir::{DType, Graph, OpId, Patch, Rewriter, Safety, ValueId};
 
+use crate::accumulate_in_place::has_bias;
 use crate::affine::{Affine, Layer, Norm, batch_norm, elementwise};
 use crate::fuse_scaled_sum::{replacement, steps};
 use crate::linear::{Combination, Expr, Finder};
@@ -103,13 +104,17 @@ impl Pass for FoldBatchNorm {
     }
 
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
-        context.apply_rule(&Fold { reread: context.planning.target == Target::OrtCpu }, rewriter);
+        let planning = &context.planning;
+        let fold = Fold { reread: planning.target == Target::OrtCpu, biased: has_bias(planning) };
+        context.apply_rule(&fold, rewriter);
     }
 }
 
-/// The rule; with `reread`, also where other readers of the layer's result can read the normalized one.
+/// The rule; with `reread`, also where other readers of the layer's result can read the normalized one, for a runtime
+/// whose steps in place may have a bias or not.
 struct Fold {
     reread: bool,
+    biased: bool,
 }
 
 impl Rule for Fold {
@@ -148,7 +153,8 @@ impl Rule for Fold {
                 let mean = (norm.mean[c] - inner.shift[c]) / inner.scale[c];
                 (mean * mean + norm.variance[c] / (inner.scale[c] * inner.scale[c])).sqrt()
             });
-            Normalized { graph, raw: x, rms: rms.collect(), affine, way: first, y }.reread(&mut patch)?;
+            Normalized { graph, raw: x, rms: rms.collect(), affine, way: first, y, biased: self.biased }
+                .reread(&mut patch)?;
         }
         Ok(patch)
     }
@@ -192,8 +198,8 @@ fn no_longer(graph: &Graph, root: OpId, old: &Combination, new: &Combination) ->
 
 #[cfg(test)]
 mod tests {
-    use crate::Target;
-    use crate::testing::{check, check_for, left_alone, left_alone_for};
+    use crate::testing::{check, check_for, left_alone, left_alone_for, optimize};
+    use crate::{Options, Planning, Target};
     use dmopt_ir::Safety;
 
     const PASS: &str = "fold-batch-norm";
@@ -360,6 +366,65 @@ mod tests {
 
     const TWO: &str = "(float[1,1,2,2] x, float[1,2,2,2] i) => (float[1,2,2,2] y, float[1,2,2,2] z)";
     const W: &str = "float[2,1,1,1] w = {3.0, 4.0}";
+
+    #[test]
+    fn what_is_weighed_by_the_mean_of_itself_reads_the_normalized_result() {
+        let interface =
+            "(float[2,1,16,16] x, float[2,2,16,16] i) => (float[2,2,16,16] y, float[2,2,16,16] z)";
+        let gated =
+            |mean: &str, gate: &str| format!("r = Conv(x, w) {Y} {mean} g = Sigmoid(a) {gate} z = Add(i, m)");
+        let after = |mean: &str, gate: &str, s: &str| {
+            format!(
+                "y = Conv(x, w, b) {mean} g = Sigmoid(a) {gate} p = Mul({s}, k) n = Mul(y, p) t = Mul({s}, c)
+                 m = Add(n, t) z = Add(i, m)"
+            )
+        };
+        // r = y/2 + 1/2 and r = -2y + 8.
+        let map = "float[2,1,1] k = {0.5, -2.0}, float[2,1,1] c = {0.5, 8.0}";
+        let weights = "float[2,1,1,1] w = {6.0, -2.0}, float[2] b = {-1.0, 4.0}";
+        let check = |own: &str, before: String, new: &str, after: String| {
+            let before = model(interface, &format!("{W}, {own}{NORM}"), &before);
+            check_for(
+                Target::OrtCpu,
+                PASS,
+                &before,
+                &model(interface, &format!("{weights}, {new}, {map}"), &after),
+            );
+        };
+        check(
+            "",
+            gated("a = GlobalAveragePool(r)", "m = Mul(r, g)"),
+            "float[2,1,1] u = {0.5, -2.0}, float[2,1,1] v = {0.5, 8.0}",
+            after("e = GlobalAveragePool(y) f = Mul(e, u) a = Add(f, v)", "", "g"),
+        );
+        let axes = "int64[2] axes = {-1, 2}, int64[2] last = {2, 3}";
+        check(
+            &format!("{axes}, "),
+            gated("a = ReduceMean<keepdims = 0>(r, axes)", "s = Unsqueeze(g, last) m = Mul(s, r)"),
+            &format!("{axes}, float[2] u = {{0.5, -2.0}}, float[2] v = {{0.5, 8.0}}"),
+            after(
+                "e = ReduceMean<keepdims = 0>(y, axes) f = Mul(e, u) a = Add(f, v)",
+                "s = Unsqueeze(g, last)",
+                "s",
+            ),
+        );
+    }
+
+    #[test]
+    fn what_is_weighed_stays_where_no_step_in_place_has_a_bias() {
+        let text = model(
+            "(float[2,1,16,16] x, float[2,2,16,16] i, float[2,2,1,1] g) => (float[2,2,16,16] y, float[2,2,16,16] z)",
+            &format!("{W}, {NORM}"),
+            &format!("r = Conv(x, w) {Y} m = Mul(r, g) z = Add(i, m)"),
+        );
+        let planning =
+            |version| Planning { target: Target::OrtCpu, onnxruntime: Some(version), ..Planning::default() };
+        let safety = |version| {
+            let options = Options { planning: planning(version), ..Options::default() };
+            optimize(PASS, &text, options).1.safety
+        };
+        assert_eq!((safety((1, 26)), safety((1, 27))), (None, Some(Safety::Approximates)));
+    }
 
     #[test]
     fn linear_readers_of_the_layer_read_the_normalized_result_instead() {

@@ -4,6 +4,8 @@
 //! ```text
 //! s*raw + t        =  (s/a)*y + (t - s*b/a)
 //! raw (an addend)  =  (1/a)*y - b/a
+//! g*raw            =  (g*1/a)*y + g*(-b/a)             g: what the network computes, for each channel (of each sample)
+//! mean(raw)        =  1/a*mean(y) - b/a                over everything but samples and channels
 //! Conv(raw, W, B)  =  Conv(y, W/a, B - sum W*b/a)      a by input channel; no padding, which would be filled with -b/a
 //! ```
 //! The subtraction cancels digits that `b` took: `raw` comes back with an error of `1 + |b/a| / rms(raw)` units in its
@@ -13,8 +15,9 @@
 use dmopt_ir::{Graph, NewOp, OpId, Operand, Patch, Position, Slot, ValueId};
 
 use crate::Miss;
+use crate::accumulate_in_place::PerChannel;
 use crate::affine::{Affine, elementwise};
-use crate::linear::{Array, MAX_WEIGHT, scaled_weight};
+use crate::linear::{Array, MAX_WEIGHT, axis, scaled_weight};
 
 /// By how much more than one rounding the raw result may be off.
 const CANCELS: f64 = 32.0;
@@ -33,6 +36,8 @@ pub(crate) struct Normalized<'a> {
     pub y: Operand,
     /// The graph.
     pub graph: &'a Graph,
+    /// True if a step in place may have a bias, which products with computed values need.
+    pub biased: bool,
 }
 
 impl Normalized<'_> {
@@ -55,11 +60,20 @@ impl Normalized<'_> {
         let mut bare = 0;
         for at in graph.uses(self.raw).filter(|at| at.op != self.way) {
             let result = graph.op(at.op).output(0).ok_or(Miss::NoMatch)?;
+            if let Some(gate) = self.gate(at.op).filter(|_| self.is_added(result)) {
+                let again = self.gated(gate, at.op, patch)?;
+                patch.replace_uses(result, again);
+                continue;
+            }
             let own =
                 elementwise(graph, at.op).filter(|(x, own)| *x == self.raw && own.scale.len() == scale.len());
             match own {
                 Some((_, own)) if graph.readers(result) == 1 && self.is_added(result) => {
                     let again = self.combined(&own, at.op, patch)?;
+                    patch.replace_uses(result, again);
+                }
+                _ if at.slot == Slot::Operand(0) && averages(graph, at.op) => {
+                    let again = self.averaged(at.op, patch)?;
                     patch.replace_uses(result, again);
                 }
                 _ if at.slot == Slot::Operand(0) && graph.op(at.op).is("Conv") => {
@@ -88,25 +102,92 @@ impl Normalized<'_> {
 
     /// `own(raw)` in terms of `y`, in the place of an operator.
     fn combined(&self, own: &Affine, place: OpId, patch: &mut Patch) -> Result<Operand, Miss> {
-        let ty = self.graph.tensor_type(self.raw).ok_or(Miss::NoMatch)?;
-        let spatial = ty.rank().and_then(|rank| rank.checked_sub(2)).ok_or(Miss::NoMatch)?;
-        let back = own.after(&self.affine.inverse());
-        let name = &self.graph.value(self.raw).name;
-        let constant = |data: Vec<f64>| {
-            let mut dims = vec![1; spatial + 1];
-            dims[0] = data.len() as u64;
-            let tensor = Array { dims, data }.tensor(ty.dtype);
-            tensor.ok_or_else(|| Miss::refused("a scaled coefficient does not fit its type"))
-        };
-        let factor = patch.constant(&format!("{name}_scale"), constant(back.scale)?);
-        let product = NewOp::new("Mul", [self.y, factor]).result_named(&format!("{name}_product"));
-        let product = patch.add_op(product.at(Position::At(place)));
-        if back.shift.iter().all(|&c| c == 0.0) {
+        self.applied(own.after(&self.affine.inverse()), self.y, self.spatial()?, place, patch)
+    }
+
+    /// The value that an operator multiplies the raw result with, where a step in place can do that.
+    fn gate(&self, op: OpId) -> Option<ValueId> {
+        let (x, gate) = PerChannel::factor(self.graph, op).filter(|_| self.biased)?;
+        (x == self.raw).then_some(gate.value)
+    }
+
+    /// `gate * raw` in terms of `y`, in the place of an operator.
+    fn gated(&self, gate: ValueId, place: OpId, patch: &mut Patch) -> Result<Operand, Miss> {
+        let spatial = self.spatial()?;
+        let Affine { scale, shift } = self.affine.inverse();
+        let shifts = shift.iter().any(|&c| c != 0.0);
+        let scale = self.constant("scale", scale, spatial, patch)?;
+        let factor = self.product(gate.into(), scale, place, patch);
+        let product = self.product(self.y, factor, place, patch);
+        if !shifts {
             return Ok(product);
         }
-        let addend = patch.constant(&format!("{name}_shift"), constant(back.shift)?);
-        let sum = NewOp::new("Add", [product, addend]).result_named(&format!("{name}_sum"));
-        Ok(patch.add_op(sum.at(Position::At(place))))
+        let shift = self.constant("shift", shift, spatial, patch)?;
+        let addend = self.product(gate.into(), shift, place, patch);
+        Ok(self.sum(product, addend, place, patch))
+    }
+
+    /// The mean of the raw result in terms of that of `y`.
+    fn averaged(&self, op: OpId, patch: &mut Patch) -> Result<Operand, Miss> {
+        let operator = self.graph.op(op);
+        let kept = operator.is("GlobalAveragePool") || operator.int("keepdims").unwrap_or(1) != 0;
+        let spatial = if kept { self.spatial()? } else { 0 };
+        let mut operands: Vec<_> = operator.inputs.iter().map(|v| v.map(Operand::from)).collect();
+        *operands.first_mut().ok_or(Miss::NoMatch)? = Some(self.y);
+        let name = &self.graph.value(self.raw).name;
+        let mean = NewOp::like(self.graph, op, operands).result_named(&format!("{name}_mean"));
+        let mean = patch.add_op(mean);
+        self.applied(self.affine.inverse(), mean, spatial, op, patch)
+    }
+
+    /// A map, applied to a value with this many dimensions behind the channels, in the place of an operator.
+    fn applied(
+        &self,
+        map: Affine,
+        to: Operand,
+        spatial: usize,
+        place: OpId,
+        patch: &mut Patch,
+    ) -> Result<Operand, Miss> {
+        let scale = self.constant("scale", map.scale, spatial, patch)?;
+        let product = self.product(to, scale, place, patch);
+        if map.shift.iter().all(|&c| c == 0.0) {
+            return Ok(product);
+        }
+        let shift = self.constant("shift", map.shift, spatial, patch)?;
+        Ok(self.sum(product, shift, place, patch))
+    }
+
+    /// How many dimensions follow the channels.
+    fn spatial(&self) -> Result<usize, Miss> {
+        let rank = self.graph.tensor_type(self.raw).and_then(|ty| ty.rank());
+        rank.and_then(|rank| rank.checked_sub(2)).ok_or(Miss::NoMatch)
+    }
+
+    /// A number for each channel, with this many dimensions behind.
+    fn constant(
+        &self,
+        what: &str,
+        data: Vec<f64>,
+        behind: usize,
+        patch: &mut Patch,
+    ) -> Result<Operand, Miss> {
+        let ty = self.graph.tensor_type(self.raw).ok_or(Miss::NoMatch)?;
+        let mut dims = vec![1; behind + 1];
+        dims[0] = data.len() as u64;
+        let tensor = Array { dims, data }.tensor(ty.dtype);
+        let tensor = tensor.ok_or_else(|| Miss::refused("a scaled coefficient does not fit its type"))?;
+        Ok(patch.constant(&format!("{}_{what}", self.graph.value(self.raw).name), tensor))
+    }
+
+    fn product(&self, a: Operand, b: Operand, place: OpId, patch: &mut Patch) -> Operand {
+        let name = format!("{}_product", self.graph.value(self.raw).name);
+        patch.add_op(NewOp::new("Mul", [a, b]).result_named(&name).at(Position::At(place)))
+    }
+
+    fn sum(&self, a: Operand, b: Operand, place: OpId, patch: &mut Patch) -> Operand {
+        let name = format!("{}_sum", self.graph.value(self.raw).name);
+        patch.add_op(NewOp::new("Add", [a, b]).result_named(&name).at(Position::At(place)))
     }
 
     /// A convolution of the raw result as one of `y`.
@@ -177,4 +258,20 @@ fn is_sum(graph: &Graph, op: OpId) -> bool {
     operator.is_standard()
         && matches!(operator.op_type.as_str(), "Add" | "Sub" | "Sum")
         && operator.operands().all(alike)
+}
+
+/// True for the mean over everything but samples and channels.
+fn averages(graph: &Graph, op: OpId) -> bool {
+    let operator = graph.op(op);
+    let all = || {
+        let rank = graph.tensor_type(operator.input(0)?)?.rank()?;
+        let axes = match operator.input(1) {
+            Some(axes) => graph.constant(axes)?.to_i64().ok()?,
+            None => operator.ints("axes")?.to_vec(),
+        };
+        let mut axes = axes.iter().map(|&a| axis(a, rank)).collect::<Option<Vec<usize>>>()?;
+        axes.sort_unstable();
+        Some(rank > 2 && axes.into_iter().eq(2..rank))
+    };
+    operator.is("GlobalAveragePool") || (operator.is("ReduceMean") && all() == Some(true))
 }

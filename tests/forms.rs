@@ -9,7 +9,7 @@ use dmopt_fixtures::{Biases, Exporter, FORMS, Form, KINDS, Kind, Network, SPREAD
 use dmopt_ir::{Model, verify_model};
 use dmopt_onnx::schema::DataType;
 use dmopt_onnx::{ExportOptions, Folder};
-use dmopt_passes::{Options, Outcome, Site};
+use dmopt_passes::{Options, Outcome, Planning, Site, Target};
 
 /// The network that the tests change.
 fn small() -> Network {
@@ -244,6 +244,21 @@ fn every_network() {
     }
 }
 
+/// The weights of samples are computed from the raw streams, which need not exist for that.
+#[test]
+fn streams_that_are_weighed_by_what_is_computed_of_them_take_their_normalization_in() {
+    let network = Network { form: Form::F11Sample, size: (48, 48), batch: Some(2), ..small() };
+    let mut model = import("gated.onnx", network.bytes().into());
+    let normalized = count(&model, "BatchNormalization");
+    let planning = Planning { target: Target::OrtCpu, ..Planning::default() };
+    run(&mut model, &Options { planning, ..Options::default() });
+    let operators = model.graph.ops().map(|op| model.graph.op(op));
+    let biased = operators.filter(|op| op.op_type == "FusedConv" && op.input(2).is_some()).count();
+    let left = count(&model, "BatchNormalization");
+    // Those of images so small that a step in place is slower keep theirs.
+    assert!(biased > 0 && left < normalized, "{biased} steps with a bias, {left} of {normalized} are left");
+}
+
 #[test]
 fn deeper_networks() {
     for (depth, form) in [(34, Form::F3), (50, Form::F1)] {
@@ -299,11 +314,16 @@ mod outputs {
     }
 
     fn compare_before_and_after(networks: impl IntoIterator<Item = Network>) {
+        compare_for(Target::Portable, networks);
+    }
+
+    fn compare_for(target: Target, networks: impl IntoIterator<Item = Network>) {
         for network in networks.into_iter().filter(can_run) {
             let name = network.name();
             let before = Bytes::from(network.bytes());
             let mut model = import(&name, before.clone());
-            let outcome = run(&mut model, &Options::default());
+            let planning = Planning { target, ..Planning::default() };
+            let outcome = run(&mut model, &Options { planning, ..Options::default() });
             let tolerance = tolerance(&network, outcome.safety.unwrap_or(Safety::Exact));
             let options = dmopt_runtime::Options { seeds: 1, sizes: 2, tolerance, ..Default::default() };
             let validation = validate(&file(before), &file(export(&model)), &options);
@@ -315,6 +335,14 @@ mod outputs {
     #[test]
     fn every_form_keeps_its_outputs() {
         compare_before_and_after(forms(|i, form| Network { form, exporter: exporter(i), ..small() }));
+    }
+
+    /// Images large enough for steps in place with weights that are computed.
+    #[test]
+    fn computed_weights_keep_outputs_in_place() {
+        let forms = [Form::F11Channel, Form::F11Sample, Form::F11Attention, Form::F11Pixel];
+        let network = |form| Network { form, size: (48, 48), batch: Some(2), ..small() };
+        compare_for(Target::OrtCpu, forms.map(network));
     }
 
     #[test]
