@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Print, as JSON, how far rounding alone moves the outputs of one model.
+"""Print, as JSON, how far rounding alone moves the outputs of one model, and how often its decisions change.
 
-    rounding.py MODEL [--seeds N] [--exact N]
+    rounding.py MODEL [--seeds N] [--exact N] [--results FILE...]
 
     between_sessions   ONNX Runtime with all optimizations against ONNX Runtime with none, of N inputs the largest
     from_double        the nearer of those two to the same computation in double precision by the reference evaluator of
                        onnx, of N inputs (it is slow) the largest; null for --exact 0
+    decisions          how often the largest of the classes (axis 1) was looked for: for each sample, and each pixel if
+                       outputs have any, of N inputs
+    changed            how often it is another class with all optimizations than with none; then, for each of the results,
+                       how often it is another one than in the model, with all optimizations
 
 The measure is that of `dmopt validate`: the largest |a - b| / max(|a|, |b|, floor) over all elements, the floor being
 the root of the mean square of the output. Two files that compute the same may differ by as much as the first; a file
@@ -69,24 +73,33 @@ def farthest(some: list[np.ndarray], others: list[np.ndarray]) -> float:
     return max(distance(a, b) for a, b in zip(some, others))
 
 
+def changed(some: list[np.ndarray], others: list[np.ndarray]) -> int:
+    return sum(int(np.sum(np.argmax(a, axis=1) != np.argmax(b, axis=1))) for a, b in zip(some, others))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--exact", type=int, default=0)
+    parser.add_argument("--results", nargs="*", default=[])
     arguments = parser.parse_args()
     sessions = [session(arguments.model, level) for level in LEVELS]
+    results = [session(file, LEVELS[-1]) for file in arguments.results]
     exact = doubled(onnx.load(arguments.model)) if arguments.exact else None
-    between, off = [0.0], []
+    between, off, decisions, differ = [0.0], [], 0, np.zeros(1 + len(results), int)
     for seed in range(max(arguments.seeds, arguments.exact)):
         random = np.random.default_rng(seed)
         feeds = {i.name: random.standard_normal(i.shape, np.float32) for i in sessions[0].get_inputs()}
         plain, optimized = [s.run(None, feeds) for s in sessions]
         between.append(farthest(plain, optimized))
+        decisions += sum(output.size // output.shape[1] for output in plain)
+        differ += [changed(optimized, plain), *(changed(optimized, s.run(None, feeds)) for s in results)]
         if exact and seed < arguments.exact:
             truth = exact.run(None, {name: feed.astype(np.float64) for name, feed in feeds.items()})
             off.append(min(farthest(truth, plain), farthest(truth, optimized)))
-    print(json.dumps({"between_sessions": max(between), "from_double": max(off, default=None)}))
+    found = {"between_sessions": max(between), "from_double": max(off, default=None)}
+    print(json.dumps(found | {"decisions": decisions, "changed": differ.tolist()}))
 
 
 if __name__ == "__main__":

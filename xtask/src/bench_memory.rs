@@ -95,13 +95,17 @@ struct Compared {
     latency: Option<f64>,
 }
 
-/// What `scripts/rounding.py` found for an original, as relative differences.
+/// What `scripts/rounding.py` found for an original, as relative differences, and its results.
 #[derive(Deserialize)]
 struct Rounding {
     /// Between sessions with all optimizations and with none.
     between_sessions: f64,
     /// From the same computation in double precision.
     from_double: f64,
+    /// How many decisions between classes there were.
+    decisions: u64,
+    /// How many of them are others between these sessions, and of each result.
+    changed: Vec<u64>,
 }
 
 /// Measures and writes the table.
@@ -129,7 +133,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
         let row = tool.row(network.name, &original, &TARGETS, bench)?;
-        networks.push((row, tool.rounding(&original, bench)?));
+        networks.push((row, tool.rounding(&original, &TARGETS, bench)?));
         write(&networks, &forms)?;
     }
     let of_forms = Bench { runs: 0, quick: true, ..bench.clone() };
@@ -225,9 +229,14 @@ impl Tool {
         Ok((name, cells))
     }
 
-    fn rounding(&self, original: &Path, bench: &Bench) -> anyhow::Result<Rounding> {
+    fn rounding(&self, original: &Path, targets: &[&str], bench: &Bench) -> anyhow::Result<Rounding> {
         let mut script = Command::new(&self.python);
         script.arg("scripts/rounding.py").arg(original).args(["--seeds", &bench.seeds.to_string()]);
+        script.arg("--results").args(
+            SESSIONS
+                .iter()
+                .flat_map(|session| targets.iter().map(move |target| result(original, target, session))),
+        );
         let found = script.args(["--exact", "1"]).output().context("cannot run python")?;
         serde_json::from_slice(&found.stdout)
             .with_context(|| String::from_utf8_lossy(&found.stderr).into_owned())
@@ -240,7 +249,7 @@ impl Tool {
         session: &str,
         bench: &Bench,
     ) -> anyhow::Result<Compared> {
-        let result = original.with_extension(format!("{target}.{session}.onnx"));
+        let result = result(original, target, session);
         let (before, after) = (original.to_str().context("no text")?, result.to_str().context("no text")?);
         let optimize = ["optimize", before, after, "--target", target, "--quiet"];
         let mut optimize = self.command(&optimize, session);
@@ -266,6 +275,11 @@ impl Tool {
             latency: found["latency"]["ratio"].as_f64(),
         })
     }
+}
+
+/// Where the result for a target and a session goes.
+fn result(original: &Path, target: &str, session: &str) -> PathBuf {
+    original.with_extension(format!("{target}.{session}.onnx"))
 }
 
 fn tables(rows: &[Noisy], bench: &Bench) -> String {
@@ -320,6 +334,22 @@ without any rounding would differ from the original by that much; less cannot be
             let _ = write!(text, " {:.1e}, {time} |", cell.max_rel);
         }
         let _ = writeln!(text, " {:.1e} | {:.1e} |", rounding.between_sessions, rounding.from_double);
+    }
+    text += "
+Which class is the largest, for each sample of each input and for each pixel where outputs have any: how many of these
+decisions are others than in the original. The last column is what rounding alone does: the original with all optimizations
+of the session against none.
+
+| network | decisions | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned | original against itself |
+|---|---|---|---|---|---|---|
+";
+    for ((name, _), rounding) in rows {
+        let _ = write!(text, "| {name} | {} |", rounding.decisions);
+        let itself = rounding.changed.iter().take(1);
+        for changed in rounding.changed.iter().skip(1).chain(itself) {
+            let _ = write!(text, " {changed} |");
+        }
+        text.push('\n');
     }
     text
 }
