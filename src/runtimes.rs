@@ -11,6 +11,12 @@ use crate::{Error, onnx};
 /// What a file says about itself if it needs a version of ONNX Runtime, as `1.24`, or a later one.
 pub const MIN_ONNXRUNTIME: &str = "dmopt.min_onnxruntime";
 
+/// `MAJOR.MINOR`.
+pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// What a model says it needs, as `1.24`.
 pub(crate) fn needed(model: &Model) -> Option<String> {
     onnx::metadata(model, MIN_ONNXRUNTIME)
@@ -22,9 +28,7 @@ pub(crate) fn needed(model: &Model) -> Option<String> {
 /// [`Error::Unavailable`].
 pub(crate) fn suits(file: &str, model: &Model, runtime: &dyn Backend) -> Result<(), Error> {
     let (Some(needed), Some(version)) = (needed(model), runtime.version()) else { return Ok(()) };
-    let parse = |(major, minor): (&str, &str)| Some((major.parse().ok()?, minor.parse().ok()?));
-    let oldest: (u32, u32) = needed.split_once('.').and_then(parse).unwrap_or((0, 0));
-    if version >= oldest {
+    if version >= parse_version(&needed).unwrap_or((0, 0)) {
         return Ok(());
     }
     let found = runtime.name();

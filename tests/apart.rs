@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 #[cfg(target_os = "linux")]
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dmopt::runtime::apart::{Apart, Processes, Which};
 use dmopt::runtime::inputs::{Pins, Sizes, random_inputs};
 use dmopt::runtime::tract::Tract;
-use dmopt::runtime::{Backend, ModelFile, Named, RuntimeError};
+use dmopt::runtime::{Backend, Ep, ModelFile, Named, RuntimeError, SessionKind};
 
 use super::cli::{Desk, bytes, proto};
 use super::validation::ort;
@@ -85,6 +86,21 @@ fn a_runtime_that_takes_too_long_is_stopped() {
     let done = desk.run(&format!("validate m.onnx m.onnx {ort} --runtime ort --timeout 1"));
     assert_eq!(done.code(), 5, "{}", done.stderr());
     assert!(done.stdout().contains("it took more than 1 s and was stopped"), "{}", done.stdout());
+}
+
+#[test]
+fn a_session_that_was_stopped_says_so_when_it_is_asked_again() {
+    let Some(ort) = ort() else { return };
+    let library = PathBuf::from(ort.trim_start_matches("--ort-lib "));
+    let which = Which::OnnxRuntime { library, settings: SessionKind::Default.into(), ep: Ep::Cpu };
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_dmopt"));
+    let processes = Processes { program, patience: Some(Duration::from_secs(2)) };
+    let mut session = Apart::new(Tract, which, processes).load(&file(ENDLESS)).unwrap();
+    let x = random_inputs(session.interface(), &Sizes::new(), &Pins::default(), 0).unwrap();
+    for _ in 0..2 {
+        let said = session.run(&x).unwrap_err().to_string();
+        assert!(said.contains("it took more than 2 s and was stopped"), "{said}");
+    }
 }
 
 #[test]

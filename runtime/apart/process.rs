@@ -25,6 +25,8 @@ pub(super) struct Process {
     /// The end of what it says on standard error.
     words: Option<JoinHandle<Vec<String>>>,
     patience: Option<Duration>,
+    /// Why it was stopped, if it was.
+    stopped: Option<String>,
     runtime: &'static str,
 }
 
@@ -69,7 +71,7 @@ impl Process {
         let words = Some(thread::spawn(move || last_lines(errors)));
         let requests = BufWriter::new(requests);
         let patience = processes.patience;
-        let mut process = Process { child, requests, replies, words, patience, runtime };
+        let mut process = Process { child, requests, replies, words, patience, stopped: None, runtime };
         process.tell(&Request::Begin(which.clone()));
         Ok(process)
     }
@@ -77,12 +79,15 @@ impl Process {
     /// Asks, and waits for the answer.
     ///
     /// # Errors
-    /// What the runtime says; how the process ended, if it did; that it takes too long.
+    /// What the runtime says; how the process ended, if it did; that it takes too long, or did once.
     pub fn ask(
         &mut self,
         request: &Request,
         blobs: &[Cow<'_, [u8]>],
     ) -> Result<(Reply, Vec<Bytes>), RuntimeError> {
+        if let Some(reason) = &self.stopped {
+            return Err(self.failed(reason.clone()));
+        }
         // Who cannot be reached any more has died, which shows when the answer is waited for.
         let _ = send(&mut self.requests, request, blobs);
         let reply = match self.patience {
@@ -97,7 +102,9 @@ impl Process {
             Err(RecvTimeoutError::Timeout) => {
                 let _ = self.child.kill();
                 let seconds = self.patience.unwrap_or_default().as_secs_f64();
-                Err(self.failed(format!("it took more than {seconds} s and was stopped")))
+                let reason = format!("it took more than {seconds} s and was stopped");
+                self.stopped = Some(reason.clone());
+                Err(self.failed(reason))
             }
         }
     }

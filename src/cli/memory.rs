@@ -36,7 +36,7 @@ pub struct Memory {
     #[arg(long, value_enum, default_value_t = For::OrtCpu)]
     target: For,
     /// Version of ONNX Runtime
-    #[arg(long, value_name = "MAJOR.MINOR", default_value = "1.32", value_parser = version)]
+    #[arg(long, value_name = "MAJOR.MINOR", default_value = "1.32", value_parser = super::version)]
     ort_version: (u32, u32),
     /// How the session is set up: default has memory patterns on, tuned has them off
     #[arg(long, value_enum, value_name = "KIND", default_value_t = Kind::Default)]
@@ -108,13 +108,6 @@ impl Memory {
         }
         Ok(())
     }
-}
-
-/// `1.32`.
-fn version(text: &str) -> Result<(u32, u32), String> {
-    let parsed =
-        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    parsed.ok_or_else(|| format!("'{text}' is not a version such as 1.32"))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

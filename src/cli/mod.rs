@@ -220,6 +220,11 @@ fn size(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| format!("'{text}' is not a size"))
 }
 
+/// `MAJOR.MINOR`.
+fn version(text: &str) -> Result<(u32, u32), String> {
+    crate::runtimes::parse_version(text).ok_or_else(|| "expected a version, as 1.32".to_string())
+}
+
 /// A positive number.
 fn ratio(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);

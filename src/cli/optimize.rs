@@ -48,7 +48,7 @@ pub struct Optimize {
     #[command(flatten)]
     passes: PassArgs,
     /// Oldest ONNX Runtime that the result has to run in, as 1.24 [default: the one that validates it]
-    #[arg(long, value_name = "VERSION", value_parser = version)]
+    #[arg(long, value_name = "VERSION", value_parser = super::version)]
     onnxruntime: Option<(u32, u32)>,
     /// How ONNX Runtime, which does not follow the file, is made to run operators in the order found
     #[arg(long, value_enum, default_value_t = OrderAnchors::Auto)]
@@ -198,13 +198,6 @@ impl Served {
         let fill = |file: &mut std::fs::File| file.write_all(self.text.as_bytes());
         Ok(dmopt::onnx::replace(&self.config, fill).map_err(dmopt::Error::from)?)
     }
-}
-
-/// `MAJOR.MINOR`.
-fn version(text: &str) -> Result<(u32, u32), String> {
-    let parts =
-        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    parts.ok_or_else(|| "expected a version, as 1.24".to_string())
 }
 
 impl Optimize {
