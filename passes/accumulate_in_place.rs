@@ -311,10 +311,20 @@ fn computed_bias(graph: &Graph, op: OpId, biased: bool) -> Option<Result<Patch, 
     };
     let fused = graph.op(step);
     let convolved = fused.output(0)?;
-    let groups = graph.tensor_type(convolved)?.shape.as_ref()?.get(1)?.known()?;
+    let sizes = |value: ValueId| {
+        let shape = graph.tensor_type(value)?.shape.as_ref()?;
+        Some((shape.first()?.known(), shape.get(1)?.known()?))
+    };
+    let (samples, groups) = sizes(convolved)?;
+    let whole = match (sizes(value)?, view) {
+        ((Some(apart), channels), Some(_)) => {
+            samples == Some(1) && apart.checked_mul(channels) == Some(groups)
+        }
+        (_, view) => view.is_none(),
+    };
     let alone = graph.readers(value) == 1 && graph.readers(convolved) == 1;
     let plain = is_fused(graph, step) && fused.attribute("activation").is_none();
-    if !plain || !biased || !alone || !bias.serves(groups) {
+    if !plain || !biased || !alone || !whole || !bias.serves(groups) {
         return None;
     }
     let name = &graph.value(result).name;
@@ -797,6 +807,15 @@ mod tests {
                  z = Reshape(r, two)",
             ),
         );
+    }
+
+    #[test]
+    fn what_another_view_of_a_step_is_shifted_by_is_no_bias() {
+        let text = "f (float[2,3,16,16] x, float[2,3,16,16] a, float[3,1,1] t) => (float[1,3,32,16] y)
+            <float[3,1,1,1] s = {1, 2, 3}, int64[4] to = {1, 3, 32, 16}> {
+                m = com.microsoft.FusedConv<group = 3, kernel_shape = [1, 1]>(x, s, , a)
+                v = Reshape(m, to) z = Add(v, t) y = Exp(z) }";
+        assert!(left_alone_for(Target::OrtCpu, PASS, text).is_empty());
     }
 
     #[test]
