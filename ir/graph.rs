@@ -180,7 +180,14 @@ impl Graph {
 
     /// All values that are defined, by id.
     pub fn values(&self) -> impl Iterator<Item = ValueId> + '_ {
-        (0..self.values.len() as u32).map(ValueId).filter(|&v| !matches!(self.value(v).def, Def::Dead))
+        self.values_from(0)
+    }
+
+    /// The values whose index is at least this: those that were added since it was the [bound](Graph::value_bound).
+    pub fn values_from(&self, first: usize) -> impl Iterator<Item = ValueId> + '_ {
+        (first as u32..self.values.len() as u32)
+            .map(ValueId)
+            .filter(|&v| !matches!(self.value(v).def, Def::Dead))
     }
 
     /// Number of operators.
@@ -408,8 +415,12 @@ impl Graph {
                         }
                     }
                 }
-                let captures = captures_of(self.op(at.op));
-                self.op_mut(at.op).captures = captures;
+                if self.op(at.op).captures.contains(&new) {
+                    self.op_mut(at.op).captures = captures_of(self.op(at.op));
+                } else {
+                    let places = self.op_mut(at.op).captures.iter_mut();
+                    places.filter(|value| **value == old).for_each(|value| *value = new);
+                }
             }
         }
         self.link(new, at);

@@ -1,6 +1,7 @@
 //! The only door to mutation. A pass describes an edit as a [`Patch`] while it reads the graph; the
 //! [`Rewriter`] checks it, applies it as a whole, and counts it. A patch that does not fit changes nothing.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 use crate::graph::captures_of;
@@ -70,6 +71,7 @@ pub struct NewOp {
     types: Vec<Option<Type>>,
     position: Position,
     result_hint: Option<String>,
+    has_own_name: bool,
 }
 
 impl NewOp {
@@ -81,6 +83,7 @@ impl NewOp {
             types: vec![None],
             position: Position::AfterOperands,
             result_hint: None,
+            has_own_name: false,
         }
     }
 
@@ -99,7 +102,7 @@ impl NewOp {
     pub fn instead_of(graph: &Graph, id: OpId, op: Op) -> NewOp {
         let inputs = op.inputs.iter().map(|v| v.map(Operand::from)).collect();
         let types = op.outputs.iter().map(|v| v.and_then(|v| graph.value(v).ty.clone())).collect();
-        NewOp { op, inputs, types, position: Position::At(id), result_hint: None }
+        NewOp { op, inputs, types, position: Position::At(id), result_hint: None, has_own_name: false }
     }
 
     /// Makes it an operator of another operator set, or of another type.
@@ -120,6 +123,12 @@ impl NewOp {
     pub fn named(mut self, name: impl Into<String>) -> NewOp {
         self.op.name = name.into();
         self
+    }
+
+    /// Names the operator as no other of the graph is: this, and underscores behind it where one is.
+    pub fn named_apart(mut self, name: impl Into<String>) -> NewOp {
+        self.has_own_name = true;
+        self.named(name)
     }
 
     /// Gives the operator this number of results.
@@ -276,6 +285,10 @@ pub struct Rewriter<'g> {
     fuel: &'g mut Option<u64>,
     applied: u64,
     worst: Option<Safety>,
+    /// How many operators have a name; from when it is first asked on.
+    op_names: Option<HashMap<String, usize>>,
+    /// Names that the bodies of an operator give themselves; from when they are first asked for on.
+    body_names: RefCell<HashMap<OpId, HashSet<String>>>,
 }
 
 impl<'g> Rewriter<'g> {
@@ -286,7 +299,8 @@ impl<'g> Rewriter<'g> {
         allow: Safety,
         fuel: &'g mut Option<u64>,
     ) -> Rewriter<'g> {
-        Rewriter { graph, names, allow, fuel, applied: 0, worst: None }
+        let body_names = RefCell::default();
+        Rewriter { graph, names, allow, fuel, applied: 0, worst: None, op_names: None, body_names }
     }
 
     /// The graph as it stands.
@@ -333,6 +347,7 @@ impl<'g> Rewriter<'g> {
         for (place, body) in self.graph.op_mut(op).bodies_mut().zip(bodies) {
             *place = body;
         }
+        self.body_names.get_mut().remove(&op);
         self.graph.recapture(op);
     }
 
@@ -450,8 +465,14 @@ impl<'g> Rewriter<'g> {
     /// A body that reads `old` must be able to read `new` by its name.
     fn check_visible(&self, old: ValueId, new: ValueId) -> Result<(), Refusal> {
         let name = &self.graph.value(new).name;
-        for at in self.graph.uses(old) {
-            if at.slot == crate::Slot::Capture && self.graph.op(at.op).bodies().any(|b| b.hides(name)) {
+        let mut body_names = self.body_names.borrow_mut();
+        for at in self.graph.uses(old).filter(|at| at.slot == crate::Slot::Capture) {
+            let hidden = body_names.entry(at.op).or_insert_with(|| {
+                let mut names = HashSet::new();
+                self.graph.op(at.op).bodies().for_each(|body| body.own_names(&mut names));
+                names
+            });
+            if hidden.contains(name) {
                 return Err(Refusal::Shadowed(name.clone()));
             }
         }
@@ -575,7 +596,9 @@ impl<'g> Rewriter<'g> {
                 let present = !left_out[slot];
                 outputs.push(present.then(|| self.graph.new_value(self.names.fresh(&hint), ty, Def::Dead)));
             }
-            let id = self.graph.insert_op(Op { inputs, outputs: outputs.clone(), rank, ..new.op });
+            let mut op = Op { inputs, outputs: outputs.clone(), rank, ..new.op };
+            self.name_op(&mut op, new.has_own_name);
+            let id = self.graph.insert_op(op);
             // Its bodies may read what stands further down than its operands.
             let last = self.graph.predecessors(id).map(|p| self.graph.op(p).rank).max();
             self.graph.raise(id, last.unwrap_or(0));
@@ -594,6 +617,25 @@ impl<'g> Rewriter<'g> {
         // Not before all replacements are made: a later one may turn to what an earlier one left.
         unread.into_iter().for_each(|value| self.bury_if_dead(value));
         self.sweep(doomed);
+    }
+
+    /// Counts the name of an operator that is added; one that has to be its own is made so.
+    fn name_op(&mut self, op: &mut Op, apart: bool) {
+        let graph = &*self.graph;
+        let count = || {
+            let mut names: HashMap<String, usize> = HashMap::new();
+            graph.ops().for_each(|id| *names.entry(graph.op(id).name.clone()).or_default() += 1);
+            names
+        };
+        let Some(names) =
+            (if apart { Some(self.op_names.get_or_insert_with(count)) } else { self.op_names.as_mut() })
+        else {
+            return;
+        };
+        while apart && names.get(&op.name).is_some_and(|&count| count > 0) {
+            op.name += "_";
+        }
+        *names.entry(op.name.clone()).or_default() += 1;
     }
 
     /// `added` are the patch's own operators: they read what they list.
@@ -673,6 +715,9 @@ impl<'g> Rewriter<'g> {
             }
             let read: Vec<ValueId> =
                 graph.op(op).operands().chain(graph.op(op).captures.iter().copied()).collect();
+            if let Some(count) = self.op_names.as_mut().and_then(|names| names.get_mut(&graph.op(op).name)) {
+                *count -= 1;
+            }
             graph.erase_op(op);
             for value in read {
                 doomed.extend(self.graph.producer(value));
@@ -707,11 +752,11 @@ impl Graph {
         }
     }
 
-    /// True when a value defined in this body, or in a body within it, has this name.
-    fn hides(&self, name: &str) -> bool {
-        self.values()
-            .any(|v| self.value(v).name == name && !matches!(self.value(v).def, Def::Captured { .. }))
-            || self.ops().any(|op| self.op(op).bodies().any(|b| b.hides(name)))
+    /// Names of the values that are defined in this body or in a body within it: they hide those of the graphs around it.
+    fn own_names(&self, names: &mut HashSet<String>) {
+        let own = self.values().filter(|&v| !matches!(self.value(v).def, Def::Captured { .. }));
+        names.extend(own.map(|v| self.value(v).name.clone()));
+        self.ops().for_each(|op| self.op(op).bodies().for_each(|body| body.own_names(names)));
     }
 }
 

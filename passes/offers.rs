@@ -303,7 +303,7 @@ impl<'a> Offers<'a> {
             match patch.map(|patch| rewriter.apply(patch)) {
                 Ok(Ok(())) => {
                     let graph = rewriter.graph();
-                    let new = graph.values().filter(|v| v.index() >= first);
+                    let new = graph.values_from(first);
                     made.extend(new.map(|v| (graph.value(v).name.clone(), (key.clone(), offer.levels))));
                     done.insert(key);
                 }

@@ -136,7 +136,7 @@ fn parts(region: &Region<'_>, level: usize) -> Result<Vec<Range<u64>>, Miss> {
     }
     chosen.push(region.channels);
     let mut parts: Vec<Range<u64>> = chosen.windows(2).map(|w| w[0]..w[1]).collect();
-    parts.sort_by_key(|part| region.ready_at(part));
+    parts.sort_by_cached_key(|part| region.ready_at(part));
     Ok(parts)
 }
 

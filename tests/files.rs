@@ -244,6 +244,33 @@ fn weights_that_came_along_go_again_when_the_process_is_told_to_stop() {
     }
 }
 
+/// What `nohup` does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hang_up_that_was_ignored_when_the_process_began_does_not_stop_it() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("b")).unwrap();
+    let text = "g (float[4] x) => (float[4] y) <float[4] v, float[4] w> { t = Mul(x, v) y = Add(t, w) }";
+    fs::write(desk.path("m.onnx"), external(text, &[("v.bin", 16), ("w.bin", 16)])).unwrap();
+    for name in ["v.bin", "w.bin"] {
+        fs::write(desk.path(name), [0; 16]).unwrap();
+    }
+    assert!(Command::new("mkfifo").arg(desk.path("b/w.bin")).status().unwrap().success());
+    let script = "trap '' HUP; exec \"$0\" optimize m.onnx b/out.onnx --no-validate -q";
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_dmopt")]).current_dir(desk.path(""));
+    let mut child = shell.spawn().unwrap();
+    while !desk.path("b/v.bin").exists() {
+        assert_eq!(child.try_wait().unwrap(), None, "it must wait for the pipe");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tell(&child, "HUP");
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(child.try_wait().unwrap(), None, "it must go on");
+    tell(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
 /// At any moment: also between the weights and the model, and right after.
 #[test]
 fn a_process_that_is_told_to_stop_leaves_the_result_with_its_weights_or_neither() {

@@ -442,3 +442,25 @@ fn a_result_that_is_left_out_replaces_nothing() {
     });
     assert_eq!(refusal, Refusal::LeftOut("a".into()));
 }
+
+#[test]
+fn an_operator_can_have_a_name_of_its_own() {
+    let text = "f (float[2] x) => (float[2] y, float[2] z) { [n] y = Neg(x) [n_] z = Neg(x) }";
+    let mut bench = Bench::new(text);
+    let mut rewriter = bench.rewriter();
+    let add = |rewriter: &mut Rewriter<'_>, result: &str, op_type: &str| {
+        let graph = rewriter.graph();
+        let value = graph.values().find(|&v| graph.value(v).name == result).unwrap();
+        let x = graph.op(graph.producer(value).unwrap()).input(0).unwrap();
+        let mut patch = Patch::new(Safety::Exact);
+        let new = patch.add_op(NewOp::new(op_type, [x.into()]).named_apart("n"));
+        patch.replace_uses(value, new);
+        rewriter.apply(patch).unwrap();
+        let graph = rewriter.graph();
+        let new = graph.ops().find(|&op| graph.op(op).is(op_type)).unwrap();
+        graph.op(new).name.clone()
+    };
+    assert_eq!(add(&mut rewriter, "y", "Abs"), "n__");
+    // The name of what is gone is free again.
+    assert_eq!(add(&mut rewriter, "z", "Exp"), "n");
+}

@@ -1,13 +1,13 @@
 //! Computing a region part by part.
 
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
+use std::rc::Rc;
 
 use dmopt_ir::{Dim, Graph, NewOp, OpId, Operand, Patch, Position, Safety, Tensor, Type, ValueId};
 
 use super::layer::{Layer, weights};
-use super::region::{Channelwise, Region, Role, Sink, concat_axis};
+use super::region::{Channelwise, Parts, Region, Role, Sink, concat_axis};
 use crate::Miss;
 use crate::linear::MAX_WEIGHT;
 
@@ -15,28 +15,46 @@ impl Region<'_> {
     /// The operands of a Concat, with those of Concats of Concats in their place.
     fn operands_of(&self, concat: OpId) -> Vec<ValueId> {
         let graph = self.graph;
-        let op = graph.op(concat);
         let inlined = |value: ValueId| {
             let by = graph.producer(value).filter(|_| graph.readers(value) == 1)?;
-            let same = concat_axis(graph.op(by), self.rank) == Some(self.axis);
-            same.then(|| self.operands_of(by))
+            (concat_axis(graph.op(by), self.rank) == Some(self.axis)).then_some(by)
         };
-        op.operands().flat_map(|value| inlined(value).unwrap_or_else(|| vec![value])).collect()
+        let reversed = |concat: OpId| graph.op(concat).operands().collect::<Vec<_>>().into_iter().rev();
+        let (mut operands, mut pending) = (Vec::new(), Vec::from_iter(reversed(concat)));
+        while let Some(value) = pending.pop() {
+            match inlined(value) {
+                Some(by) => pending.extend(reversed(by)),
+                None => operands.push(value),
+            }
+        }
+        operands
     }
 
     /// Channels at which parts may begin: everywhere a group does, and where operands of Concats do.
     pub(crate) fn borders(&self) -> Vec<u64> {
         let mut borders: Vec<u64> = (0..=self.channels).filter(|at| at.is_multiple_of(self.grain)).collect();
         for source in self.sources.iter().filter(|source| !source.layer) {
-            let ends = self.parts_of(source.op).into_iter().map(|(_, range)| range.end);
+            let parts = self.parts_of(source.op);
+            let ends = parts.iter().map(|(_, range)| range.end);
             let own: Vec<u64> = std::iter::once(0).chain(ends).collect();
-            borders.retain(|at| own.contains(at));
+            borders.retain(|at| own.binary_search(at).is_ok());
         }
         borders
     }
 
     /// The operands of a Concat and the channels that each of them is.
-    pub(super) fn parts_of(&self, concat: OpId) -> Vec<(ValueId, Range<u64>)> {
+    fn parts_of(&self, concat: OpId) -> Rc<Parts> {
+        self.concats.borrow_mut().entry(concat).or_insert_with(|| self.find_parts(concat)).clone()
+    }
+
+    /// Those of them that lie within these channels.
+    pub(super) fn parts_within(&self, concat: OpId, range: &Range<u64>) -> Vec<(ValueId, Range<u64>)> {
+        let parts = self.parts_of(concat);
+        let first = parts.partition_point(|(_, own)| own.start < range.start);
+        parts[first..].iter().take_while(|(_, own)| own.end <= range.end).cloned().collect()
+    }
+
+    fn find_parts(&self, concat: OpId) -> Rc<Parts> {
         let mut at = 0;
         let size = |value| self.graph.tensor_type(value)?.shape.as_ref()?.get(self.axis)?.known();
         let parts = self.operands_of(concat).into_iter().map(|value| {
@@ -55,17 +73,8 @@ impl Region<'_> {
         let mut patch = Patch::new(Safety::Reassociates);
         let mut sums: Vec<Option<Operand>> = vec![None; self.sinks.len()];
         let mut pieces: Vec<HashMap<ValueId, Operand>> = Vec::with_capacity(parts.len());
-        let mut names: HashSet<Cow<'_, str>> =
-            self.graph.ops().map(|op| self.graph.op(op).name.as_str().into()).collect();
         for (number, range) in parts.iter().enumerate() {
-            let mut part = Part {
-                region: self,
-                range,
-                number,
-                patch: &mut patch,
-                names: &mut names,
-                values: HashMap::new(),
-            };
+            let mut part = Part { region: self, range, number, patch: &mut patch, values: HashMap::new() };
             for (sink, sum) in self.sinks.iter().zip(&mut sums) {
                 match sink.layer {
                     Some(layer) => *sum = Some(part.add(sink, layer, *sum)?),
@@ -117,8 +126,6 @@ struct Part<'a, 'g> {
     range: &'a Range<u64>,
     number: usize,
     patch: &'a mut Patch,
-    /// Names of operators: ONNX Runtime loads no model in which two have the same.
-    names: &'a mut HashSet<Cow<'g, str>>,
     /// What is computed already.
     values: HashMap<ValueId, Operand>,
 }
@@ -214,8 +221,8 @@ impl Part<'_, '_> {
     fn of_concat(&mut self, id: OpId, value: ValueId) -> Result<Operand, Miss> {
         let region = self.region;
         let (mut own, mut at) = (Vec::new(), self.range.start);
-        for (part, range) in region.parts_of(id) {
-            if range.start == at && range.end <= self.range.end {
+        for (part, range) in region.parts_within(id, self.range) {
+            if range.start == at {
                 own.push(Operand::from(part));
                 at = range.end;
             }
@@ -286,17 +293,13 @@ impl Part<'_, '_> {
         self.emit(new, name)
     }
 
-    /// Names an operator after one of the region, if that has a name.
-    fn name_after(&mut self, like: OpId, what: &str, new: NewOp) -> NewOp {
-        let name = self.region.graph.op(like).name.as_str();
-        if name.is_empty() {
-            return new;
+    /// Names an operator after one of the region, if that has a name; apart from others, because ONNX Runtime loads no model
+    /// in which two have the same.
+    fn name_after(&self, like: OpId, what: &str, new: NewOp) -> NewOp {
+        match self.region.graph.op(like).name.as_str() {
+            "" => new,
+            name => new.named_apart(format!("{name}_{what}{}", self.number)),
         }
-        let mut name = format!("{name}_{what}{}", self.number);
-        while !self.names.insert(name.clone().into()) {
-            name += "_";
-        }
-        new.named(name)
     }
 
     fn emit(&mut self, new: NewOp, name: &str) -> Operand {

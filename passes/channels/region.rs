@@ -1,7 +1,9 @@
 //! Finding regions.
 
-use std::collections::{BTreeSet, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
+use std::rc::Rc;
 
 use dmopt_ir::{Dim, Graph, Op, OpId, Slot, Use, ValueId};
 
@@ -11,6 +13,9 @@ use crate::{Miss, order_of};
 
 /// Regions of more operators than this are left alone: whatever is so far apart has a layer between.
 const MAX_OPS: usize = 64;
+
+/// Operands of a Concat and the channels that each of them is.
+pub(super) type Parts = [(ValueId, Range<u64>)];
 
 /// What makes the channels of a region.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -56,6 +61,8 @@ pub(crate) struct Region<'g> {
     pub sinks: Vec<Sink>,
     /// All values of the region, in the order in which they were found.
     pub values: Vec<ValueId>,
+    /// The operands of its Concats and the channels that each of them is, as they are asked for.
+    pub(super) concats: RefCell<HashMap<OpId, Rc<Parts>>>,
 }
 
 /// A place where a region may be.
@@ -128,6 +135,7 @@ impl<'g> Region<'g> {
             inner: BTreeSet::new(),
             sinks: Vec::new(),
             values: Vec::new(),
+            concats: RefCell::default(),
         };
         let mut growth = Growth {
             region,
@@ -180,8 +188,7 @@ impl<'g> Region<'g> {
     /// from the beginning.
     pub fn ready_at(&self, range: &Range<u64>) -> Option<u64> {
         let concats = self.sources.iter().filter(|source| !source.layer);
-        let parts = concats.flat_map(|source| self.parts_of(source.op));
-        let within = parts.filter(|(_, own)| range.start <= own.start && own.end <= range.end);
+        let within = concats.flat_map(|source| self.parts_within(source.op, range));
         let ready = within.filter_map(|(part, _)| self.graph.producer(part)).map(|op| self.graph.op(op).rank);
         ready.max()
     }
@@ -206,15 +213,14 @@ impl<'g> Region<'g> {
         let graph = self.graph;
         // Ranks never fall along an edge.
         let first = self.ops().map(|op| graph.op(op).rank).min().unwrap_or(0);
-        let mut own = vec![false; graph.op_bound()];
-        self.ops().for_each(|op| own[op.index()] = true);
-        let mut seen = vec![false; graph.op_bound()];
+        let own: HashSet<OpId> = self.ops().collect();
+        let mut seen = HashSet::new();
         let mut pending: Vec<OpId> = values.into_iter().filter_map(|v| graph.producer(v)).collect();
         while let Some(op) = pending.pop() {
-            if own[op.index()] {
+            if own.contains(&op) {
                 return true;
             }
-            if graph.op(op).rank >= first && !std::mem::replace(&mut seen[op.index()], true) {
+            if graph.op(op).rank >= first && seen.insert(op) {
                 pending.extend(graph.predecessors(op));
             }
         }

@@ -75,6 +75,8 @@ pub struct Combination {
     pub ops: Vec<OpId>,
     /// Sums within this one that are mixing sites of their own, where it adds up several.
     pub parts: Vec<Part>,
+    /// One of the terms lies so deep that it was not looked into: the combination is a part of what the file adds up.
+    pub is_cut: bool,
 }
 
 /// A mixing site within a larger sum.
@@ -91,7 +93,7 @@ pub struct Part {
 impl Combination {
     pub(super) fn leaf(x: ValueId, ty: TensorType) -> Combination {
         let terms = vec![Term { x: Some(x), factor: Factor::one(), scaled: false }];
-        Combination { ty, terms, form: Form::Chain, ops: Vec::new(), parts: Vec::new() }
+        Combination { ty, terms, form: Form::Chain, ops: Vec::new(), parts: Vec::new(), is_cut: false }
     }
 
     /// What makes a sum a mixing site: two terms, both scaled, or one by a number or a computed coefficient; or
@@ -123,8 +125,8 @@ impl Combination {
 
     /// A mixing site that nothing around it belongs to: it has its addend already, or is contracted from a stack.
     fn is_closed(&self, graph: &Graph) -> bool {
-        let addend = self.terms.iter().any(|t| t.x.is_none());
-        self.is_mixing(graph) && (addend || self.form > Form::IdentityConv)
+        let closes = self.form > Form::IdentityConv || self.terms.iter().any(|t| t.x.is_none());
+        closes && self.is_mixing(graph)
     }
 
     /// Terms that have an `x`.
@@ -194,6 +196,7 @@ impl Combination {
         self.ops.extend(other.ops);
         self.parts.extend(other.parts);
         self.form = self.form.max(other.form);
+        self.is_cut |= other.is_cut;
     }
 }
 
@@ -276,6 +279,7 @@ impl<'g> Finder<'g> {
             ops.extend(&inner.ops);
             all.ops.extend(&inner.ops);
             all.form = all.form.max(inner.form);
+            all.is_cut |= inner.is_cut;
             all.merge();
         }
         Ok(all)
@@ -304,7 +308,8 @@ impl<'g> Finder<'g> {
             .flatten();
         Some(inner.unwrap_or_else(|| {
             let mut leaf = Combination::leaf(value, ty.clone());
-            leaf.terms[0].scaled = self.is_cast_of_scaled(value);
+            leaf.terms[0].scaled = depth <= MAX_DEPTH && self.is_cast_of_scaled(value);
+            leaf.is_cut = depth >= MAX_DEPTH && self.graph.producer(value).is_some();
             leaf
         }))
     }
@@ -314,7 +319,8 @@ impl<'g> Finder<'g> {
         let cast = self.graph.producer(value).map(|op| self.graph.op(op)).filter(|op| op.is("Cast"));
         let scaled = cast.and_then(|op| op.input(0)).filter(|&v| self.graph.readers(v) == 1);
         self.graph.readers(value) == 1
-            && scaled.and_then(|v| self.linear(v, MAX_DEPTH)).is_some_and(|c| c.width() == 1)
+            // Deeper than any sum: whether what is scaled is such a cast itself does not matter.
+            && scaled.and_then(|v| self.linear(v, MAX_DEPTH + 1)).is_some_and(|c| c.width() == 1)
     }
 
     /// As [`term`](Finder::term), with every `x` of the value's own shape.

@@ -260,15 +260,29 @@ fn usage_error(message: &str) -> ! {
 /// What shells report of a process that was interrupted.
 const INTERRUPTED: i32 = 130;
 
-/// Makes writing beyond the largest size of a file (`ulimit -f`) an error like that of a full disk, not the end of the
-/// process.
+/// Blocks signals that are not to end the process. Writing beyond the largest size of a file (`ulimit -f`) is an error like
+/// that of a full disk then. A hang-up that the process was started to ignore (`nohup`) stays without effect; to be told to
+/// stop by it, it gets a handler.
 #[cfg(unix)]
-fn survive_file_size_limit() {
+fn block_signals() {
     use nix::sys::signal::{SigSet, Signal};
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGXFSZ);
-    // If it cannot be blocked, all is as it was.
+    if is_ignored(Signal::SIGHUP) {
+        signals.add(Signal::SIGHUP);
+    }
+    // If they cannot be blocked, all is as it was.
     let _ = signals.thread_block();
+}
+
+/// True if the process ignores this signal; false where the system does not tell in `/proc`.
+#[cfg(unix)]
+fn is_ignored(signal: nix::sys::signal::Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    // The lowest bit is signal 1.
+    ignored.is_some_and(|set| set >> (signal as i32 - 1) & 1 == 1)
 }
 
 /// Runs the command line of this process, with passes beside those of [`PIPELINE`]: the whole of a program that
@@ -281,7 +295,7 @@ pub fn run(own: &[&'static dyn Pass]) -> ExitCode {
     let _ = OWN.set(own.to_vec());
     // Before there are other threads, which inherit it.
     #[cfg(unix)]
-    survive_file_size_limit();
+    block_signals();
     // Without a handler there would be no clearing up, and nothing else would be lost.
     let _ = ctrlc::set_handler(|| {
         dmopt::onnx::scratch::clear_for_exit();
