@@ -6,6 +6,7 @@ use dmopt_ir::{
     Boundary, Def, Graph, Invariant, Model, Names, Rewriter, Safety, Violation, infer, verify_model,
 };
 
+use crate::log::note_written;
 use crate::offers::{Offers, Taken};
 use crate::{
     Context, Error, Log, Options, Outcome, Pass, Stage, find, order_anchors, order_of, schedule_for_memory,
@@ -120,6 +121,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         outcome.schedules.extend(log.schedules.iter().cloned());
         outcome.passes.push(log.report(pass));
     }
+    note_written(&mut outcome.sites, &model.graph);
     Ok(outcome)
 }
 

@@ -244,10 +244,7 @@ fn survey(graph: &Graph, exact: bool, order_follows: bool, target: Target) -> Su
         others.push(others[at] + usize::from(!members.contains(op)));
     }
     let plan = |(root, combination): (OpId, Combination)| {
-        let site = |value: ValueId, terms: usize, form: Form| {
-            let output = graph.value(value).name.clone();
-            Site { output, terms, form: form.name(), rewritten: false, reason: None }
-        };
+        let site = |value: ValueId, terms: usize, form: Form| Site::new(graph, value, terms, form.name());
         let whole = graph.op(root).output(0).map(|v| site(v, combination.width(), combination.form));
         let parts: Vec<Site> = combination.parts.iter().map(|p| site(p.value, p.width, p.form)).collect();
         let sites = if parts.is_empty() { Vec::from_iter(whole) } else { parts };

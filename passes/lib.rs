@@ -38,6 +38,7 @@ mod split_hidden;
 
 pub use driver::{FOLD_BUDGET, run};
 pub use fuse_scaled_sum::mixing_sites;
+pub use linear::Written;
 pub use log::{Log, PassReport, Refused, Schedule, Site};
 pub use offers::Chosen;
 pub use planning::{Anchors, Planning, Target};

@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use dmopt_ir::Safety;
+use dmopt_ir::{Graph, Safety, ValueId};
 
 use crate::Pass;
+use crate::linear::Written;
 
 /// What one pass did over the whole run.
 #[derive(Clone, Debug)]
@@ -41,6 +42,69 @@ pub struct Site {
     pub rewritten: bool,
     /// Why it was left alone, if it was.
     pub reason: Option<String>,
+    /// How the result writes it, where that is one of these forms.
+    pub written: Option<Written>,
+    /// How it was written when it was found.
+    pub(crate) came: Option<Written>,
+    /// Its name and those of what alone follows from it: a rewrite that takes in what follows keeps the last name.
+    pub(crate) names: Vec<String>,
+}
+
+/// So many operators may follow that a rewrite takes in.
+const FOLLOWING: usize = 8;
+
+impl Site {
+    /// A site as it was found.
+    pub(crate) fn new(graph: &Graph, value: ValueId, terms: usize, form: &'static str) -> Site {
+        let next = |&value: &ValueId| {
+            let reader = graph.uses(value).next().filter(|_| graph.readers(value) == 1)?;
+            graph.op(reader.op).output(0)
+        };
+        let names = std::iter::successors(Some(value), next).take(FOLLOWING);
+        Site {
+            output: graph.value(value).name.clone(),
+            terms,
+            form,
+            rewritten: false,
+            reason: None,
+            written: None,
+            came: Written::of(graph, value),
+            names: names.map(|value| graph.value(value).name.clone()).collect(),
+        }
+    }
+
+    /// The same where the original's operators stay, for this reason.
+    pub fn left_alone(&self, reason: &str) -> Site {
+        Site { rewritten: false, reason: Some(reason.to_string()), written: self.came, ..self.clone() }
+    }
+}
+
+/// Notes how a graph writes the sites in the end. What another pass than the one that found it wrote in another form is
+/// rewritten, too.
+pub(crate) fn note_written(sites: &mut [Site], graph: &Graph) {
+    let mut forms = HashMap::new();
+    let wanted = sites.iter().flat_map(|site| site.names.iter().map(String::as_str)).collect();
+    forms_of(graph, &wanted, &mut forms);
+    for site in sites {
+        site.written = site.names.iter().find_map(|name| forms.get(name)).copied().flatten();
+        if site.written.is_some() && site.written != site.came {
+            site.rewritten = true;
+            site.reason = None;
+        }
+    }
+}
+
+/// The forms of values of these names, in a graph and its bodies.
+fn forms_of(graph: &Graph, wanted: &HashSet<&str>, forms: &mut HashMap<String, Option<Written>>) {
+    for value in graph.values().filter(|&value| graph.producer(value).is_some()) {
+        let name = &graph.value(value).name;
+        if wanted.contains(name.as_str()) {
+            forms.insert(name.clone(), Written::of(graph, value));
+        }
+    }
+    for op in graph.ops() {
+        graph.op(op).bodies().for_each(|body| forms_of(body, wanted, forms));
+    }
 }
 
 /// The order of one graph: the main graph or a body.
@@ -138,5 +202,46 @@ impl Log {
             rewrites: self.rewrites,
             refused: self.refused,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dmopt_ir::text::parse_model;
+
+    use crate::{Options, Planning, Target, Written, run};
+
+    /// Whether the one site of a model is rewritten for a target, and its form in the result.
+    fn fate(target: Target, text: &str) -> (bool, Option<&'static str>) {
+        let mut model = parse_model(text).unwrap();
+        let planning = Planning { target, ..Planning::default() };
+        let outcome = run(&mut model, &Options { planning, ..Options::default() }).unwrap();
+        let [site] = &outcome.sites[..] else { panic!("{:?}", outcome.sites) };
+        (site.rewritten, site.written.map(Written::name))
+    }
+
+    #[test]
+    fn a_site_has_the_form_that_the_last_pass_gave_it() {
+        // Every term is read later, too, so that products would exist beside them.
+        let text = "f (float[1,8,16,16] x) => (float[1,8,16,16] y) <float a = {0.5}, float b = {2}, float c = {-4}> {
+            p = Exp(x)  q = Sigmoid(p)  r = Sqrt(q)
+            k = Mul(p, a)  l = Mul(q, b)  m = Add(k, l)  n = Mul(r, c)  o = Add(m, n)
+            s = Sub(p, q)  t = Div(s, r)  u = Tanh(o)  y = Sub(u, t)
+         }";
+        assert_eq!(fate(Target::Portable, text), (true, Some("horner")));
+        assert_eq!(fate(Target::OrtCpu, text), (true, Some("fused-conv")));
+        // Nothing else reads the terms.
+        let once = "f (float[1,8,16,16] x) => (float[1,8,16,16] y) <float a = {0.5}, float b = {2}> {
+            p = Exp(x)  k = Mul(p, a)  q = Sigmoid(x)  l = Mul(q, b)  o = Add(k, l)  y = Tanh(o)
+         }";
+        assert_eq!(fate(Target::Portable, once), (false, Some("mul-add")));
+    }
+
+    #[test]
+    fn an_activation_that_is_taken_in_leaves_the_form() {
+        let text = "f (float[1,8,16,16] x) => (float[1,8,16,16] y) <float a = {0.5}, float b = {2}> {
+            p = Exp(x)  q = Sigmoid(p)  k = Mul(p, a)  l = Mul(q, b)  o = Add(k, l)  u = Relu(o)  y = Tanh(u)
+         }";
+        assert_eq!(fate(Target::OrtCpu, text), (true, Some("fused-conv")));
     }
 }

@@ -5,8 +5,12 @@
 //! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
 //! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
 //! back, wholly or to a milder level, without a higher peak (or one that does not fit) is taken back, so no more is
-//! changed than pays. Where that brings the peak down, which is elsewhere then, it begins again. In the end, what came to
-//! nothing together is tried once more with a longer search for the order, where the search may have missed much.
+//! changed than pays. Where that brings the peak down, which is elsewhere then, it begins again.
+//!
+//! Kernels that do not add in place need a result in parts twice while it is added up, so that places which pay together
+//! do not one by one. Where the target has no operators of its own for that, the search is made once more for ideal
+//! kernels, and where what it takes needs less on the target's kernels, too, it goes on from there. In the end, what came
+//! to nothing together is tried once more with a longer search for the order, where the search may have missed much.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
@@ -15,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 
 use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer, parallel};
+use dmopt_memory::Kernels;
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
@@ -59,6 +64,8 @@ pub(crate) struct Offers<'a> {
     lowering: Vec<&'static dyn Pass>,
     /// What the model is optimized for.
     planning: &'a Planning,
+    /// The kernels that trials are planned for.
+    kernels: Kernels,
     /// The edits that the caller allows.
     allow: Safety,
     /// What is little enough, in bytes.
@@ -128,6 +135,7 @@ impl<'a> Offers<'a> {
             offering,
             lowering,
             planning: &options.planning,
+            kernels: options.planning.target.kernels(),
             allow: options.allow.unwrap_or(Safety::Approximates),
             budget_bytes: options.budget_bytes,
             max_flops_ratio: options.max_flops_ratio.unwrap_or(1.0),
@@ -151,18 +159,16 @@ impl<'a> Offers<'a> {
             return chosen;
         }
         let Some(start) = self.attempt(graph, names, &nothing, &QUICK) else { return chosen };
-        let mut search = Search {
-            attempt: &|taken, effort| self.attempt(graph, names, taken, effort),
-            is_careful: false,
-            work: WORK,
-            uncertain: Vec::new(),
-            budget_bytes: self.budget_bytes,
-            allowed: self.max_flops_ratio * start.flops as f64,
-            most: start.peaks.clone(),
-            at_end: false,
-            useless: BTreeMap::new(),
-            reasons: start.refused.clone(),
+        let ideal = Offers {
+            offering: self.offering.clone(),
+            lowering: Vec::new(),
+            kernels: Kernels::Ideal,
+            ..*self
         };
+        let on_ideal = |taken: &Taken, effort: &Effort| ideal.attempt(graph, names, taken, effort);
+        let attempt = |taken: &Taken, effort: &Effort| self.attempt(graph, names, taken, effort);
+        let mut search = Search::new(&attempt, &start, self.budget_bytes, self.max_flops_ratio);
+        search.ideal = self.planning.target.domain().is_none().then_some(&on_ideal);
         let best = search.run(start);
         let Search { useless, mut reasons, .. } = search;
         reasons.extend(useless);
@@ -207,7 +213,7 @@ impl<'a> Offers<'a> {
             rewriter.finish().ok()?;
             infer::infer_graph(&mut graph);
         }
-        let sized = self.planning.sized(&graph);
+        let sized = self.planning.sized(&graph).on(self.kernels);
         let mut order = order_of(&graph);
         let mut least_bytes = u64::MAX;
         if self.reorder {
@@ -326,10 +332,14 @@ impl<'a> Offers<'a> {
     }
 }
 
+/// Makes a trial; `None` where a size is not known in it.
+type Attempt<'s> = &'s (dyn Fn(&Taken, &Effort) -> Option<Trial> + Sync);
+
 /// A search for the trial that needs least, or little enough.
 struct Search<'s> {
-    /// Makes a trial; `None` where a size is not known in it.
-    attempt: &'s (dyn Fn(&Taken, &Effort) -> Option<Trial> + Sync),
+    attempt: Attempt<'s>,
+    /// The same for ideal kernels, where a search for those may lead further.
+    ideal: Option<Attempt<'s>>,
     /// True in the end, when the orders of trials are searched longer and offers are tried together or not at all.
     is_careful: bool,
     /// What came to nothing together when it was last tried to get further, and may come to much with a longer search.
@@ -350,10 +360,50 @@ struct Search<'s> {
     reasons: BTreeMap<Key, String>,
 }
 
-impl Search<'_> {
+impl<'s> Search<'s> {
+    /// A search that begins with this trial.
+    fn new(
+        attempt: Attempt<'s>,
+        start: &Trial,
+        budget_bytes: Option<u64>,
+        max_flops_ratio: f64,
+    ) -> Search<'s> {
+        Search {
+            attempt,
+            ideal: None,
+            is_careful: false,
+            work: WORK,
+            uncertain: Vec::new(),
+            budget_bytes,
+            allowed: max_flops_ratio * start.flops as f64,
+            most: start.peaks.clone(),
+            at_end: false,
+            useless: BTreeMap::new(),
+            reasons: start.refused.clone(),
+        }
+    }
+
     fn run(&mut self, start: Trial) -> Trial {
-        let best = self.settle(start);
+        let mut best = self.settle(start);
+        if !self.at_end && !self.fits(&best) {
+            best = self.detour(best);
+        }
         if self.at_end || self.fits(&best) || self.uncertain.is_empty() { best } else { self.care(best) }
+    }
+
+    /// Goes on from what a search for ideal kernels takes, where that needs less than the best.
+    fn detour(&mut self, best: Trial) -> Trial {
+        let start = self.ideal.and_then(|attempt| Some((attempt, attempt(&Taken::new(), &QUICK)?)));
+        let Some((attempt, start)) = start else { return best };
+        let search = Search::new(attempt, &start, None, 1.0);
+        let mut search = Search { work: self.work, allowed: self.allowed, ..search };
+        let taken = search.settle(start).taken;
+        self.work = search.work;
+        let beats = |trial: &Trial| trial.no_worse(&best) && trial.is_below(&best, WORTHWHILE);
+        let Some(found) = (self.attempt)(&taken, &QUICK).filter(beats) else { return best };
+        self.reasons.append(&mut self.useless);
+        let settled = self.settle(found);
+        if self.at_end { best } else { settled }
     }
 
     /// Searches longer for the orders of what came to nothing together. That has to get far below the best, whose order is
@@ -827,24 +877,47 @@ mod tests {
                 next: if taken.is_empty() { BTreeMap::from([(offer(), 0..1)]) } else { BTreeMap::new() },
                 refused: BTreeMap::new(),
             };
-            let mut search = Search {
-                attempt: &|taken, effort| {
-                    Some(trial(taken, if taken.is_empty() || *effort == QUICK { 1000 } else { 700 }))
-                },
-                is_careful: false,
-                uncertain: Vec::new(),
-                work: WORK,
-                budget_bytes: None,
-                allowed: 0.0,
-                most: vec![1000],
-                at_end: false,
-                useless: BTreeMap::new(),
-                reasons: BTreeMap::new(),
+            let attempt = |taken: &Taken, effort: &Effort| {
+                Some(trial(taken, if taken.is_empty() || *effort == QUICK { 1000 } else { 700 }))
             };
-            search.run(trial(&Taken::new(), 1000)).taken
+            let start = trial(&Taken::new(), 1000);
+            Search::new(&attempt, &start, None, 1.0).run(start.clone()).taken
         };
         assert_eq!(chosen(700), Taken::from([(offer(), 0)]));
         assert_eq!(chosen(900), Taken::new());
+    }
+
+    #[test]
+    fn what_pays_together_and_not_one_by_one_is_found_on_ideal_kernels() {
+        // Each of two places alone pays on ideal kernels and costs on others; a third one never pays.
+        let places = ["a", "b", "c"].map(|place| ("unroll", place.to_string()));
+        let trial = |taken: &Taken, alone| {
+            let peak = match (taken.contains_key(&places[2]), taken.len()) {
+                (true, _) => 2000,
+                (false, 0) => 1000,
+                (false, 1) => alone,
+                (false, _) => 700,
+            };
+            let open = places.iter().filter(|place| !taken.contains_key(place));
+            Trial {
+                taken: taken.clone(),
+                peaks: vec![peak],
+                crests: 1,
+                flops: 0,
+                ops: 1,
+                least_bytes: peak,
+                next: open.map(|place| (place.clone(), 0..1)).collect(),
+                refused: BTreeMap::new(),
+            }
+        };
+        let attempt = |taken: &Taken, _: &Effort| Some(trial(taken, 1100));
+        let on_ideal = |taken: &Taken, _: &Effort| Some(trial(taken, 900));
+        let start = trial(&Taken::new(), 1100);
+        let mut search = Search::new(&attempt, &start, None, 1.0);
+        assert_eq!(search.run(start.clone()).taken, Taken::new());
+        search.ideal = Some(&on_ideal);
+        let both = places[..2].iter().map(|place| (place.clone(), 0)).collect();
+        assert_eq!(search.run(start.clone()).taken, both);
     }
 
     #[test]

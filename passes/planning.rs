@@ -154,6 +154,11 @@ impl Sized<'_> {
         self.kernels
     }
 
+    /// The same for other kernels.
+    pub(crate) fn on(self, kernels: Kernels) -> Self {
+        Sized { kernels, ..self }
+    }
+
     /// Bytes that one run needs at each of the sizes, in a session that orders operators by itself.
     ///
     /// # Errors

@@ -154,9 +154,8 @@ pub(crate) fn lightest(
         measured.push(Arrangement { operators: name, bytes });
         if bytes < limit {
             if skipped.contains(&SITES) {
-                let reason = Some("the original's operators need less".to_string());
                 let undone = |site: &Site| match site.rewritten {
-                    true => Site { rewritten: false, reason: reason.clone(), ..site.clone() },
+                    true => site.left_alone("the original's operators need less"),
                     false => site.clone(),
                 };
                 outcome.sites = sites.iter().map(undone).collect();

@@ -104,6 +104,9 @@ pub struct MixingSite {
     pub rewritten: bool,
     /// Why not, if it was not.
     pub reason: Option<String>,
+    /// How the result writes it: `mul-add`, `horner`, `depthwise-conv` or `fused-conv`; null where it is in none of these
+    /// forms.
+    pub written: Option<String>,
 }
 
 /// Peak memory for activations: weights and graph inputs are not counted.
@@ -327,6 +330,15 @@ impl MixingSite {
             (false, None) => "an accumulation already".to_string(),
         }
     }
+
+    /// The same with the form that it has in the result.
+    pub fn fate_and_form(&self) -> String {
+        match &self.written {
+            Some(form) if self.rewritten => format!("rewritten as {form}"),
+            Some(form) => format!("{} ({form})", self.fate()),
+            None => self.fate(),
+        }
+    }
 }
 
 impl From<&dmopt_passes::PassReport> for Pass {
@@ -363,6 +375,7 @@ impl From<&dmopt_passes::Site> for MixingSite {
             form: site.form.to_string(),
             rewritten: site.rewritten,
             reason: site.reason.clone(),
+            written: site.written.map(|form| form.name().to_string()),
         }
     }
 }

@@ -160,6 +160,7 @@ fn a_real_export_is_rewritten_validated_and_reported() {
     assert_eq!(report.output.file_bytes, fs::metadata(desk.path("m.opt.onnx")).unwrap().len());
     assert_eq!(report.mixing_sites.len(), 20);
     assert!(report.mixing_sites.iter().all(|site| site.rewritten && site.form == "stack-sum"));
+    assert!(report.mixing_sites.iter().all(|site| site.written.as_deref() == Some("mul-add")));
     let names: Vec<&str> = report.passes.iter().map(|pass| pass.name.as_str()).collect();
     assert_eq!(names, PIPELINE.iter().map(|pass| pass.name()).collect::<Vec<_>>());
     let peak = &report.peak.predicted;

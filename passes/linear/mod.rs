@@ -21,8 +21,10 @@ mod expr;
 mod factor;
 mod find;
 mod stack;
+mod written;
 
 pub use expr::{Expr, MAX_WEIGHT, Placement, scaled_weight};
 pub use factor::{Array, Computed, Factor, MAX_CHANNELS};
 pub use find::{Combination, Finder, Form, Term};
 pub(crate) use stack::axis;
+pub use written::Written;

@@ -172,7 +172,7 @@ fn sites(text: &mut String, report: &Report) {
     }
     let _ = writeln!(text, "\n{HEAD}mixing sites{HEAD:#}");
     for site in &report.mixing_sites {
-        let (terms, fate) = (plural(site.terms, "term"), site.fate());
+        let (terms, fate) = (plural(site.terms, "term"), site.fate_and_form());
         let _ = writeln!(text, "  {:<16}{terms:<10}{fate}  {}", site.form, site.output);
     }
 }

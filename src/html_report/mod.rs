@@ -149,7 +149,7 @@ impl Content<'_> {
                 "<b>{}</b>, {}, {}",
                 escape(&site.form),
                 plural(site.terms, "term"),
-                escape(&site.fate())
+                escape(&site.fate_and_form())
             );
             let name = escape(&site.output);
             match pictures.get(&site.output) {
