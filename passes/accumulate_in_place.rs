@@ -66,7 +66,7 @@
 //! ```
 
 use dmopt_ir::{
-    DType, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Tensor, TensorType, ValueId,
+    DType, Graph, NewOp, Op, OpId, Operand, Patch, Position, Rewriter, Safety, Tensor, TensorType, ValueId,
 };
 
 use crate::affine::{Affine, elementwise};
@@ -323,7 +323,7 @@ fn computed_bias(graph: &Graph, op: OpId, biased: bool) -> Option<Result<Patch, 
         (_, view) => view.is_none(),
     };
     let alone = graph.readers(value) == 1 && graph.readers(convolved) == 1;
-    let plain = is_fused(graph, step) && fused.attribute("activation").is_none();
+    let plain = is_step(fused) && fused.attribute("activation").is_none();
     if !plain || !biased || !alone || !whole || !bias.serves(groups) {
         return None;
     }
@@ -352,7 +352,7 @@ fn activated(graph: &Graph, op: OpId) -> Option<Patch> {
     let value = graph.op(op).input(0)?;
     let step = graph.producer(value).filter(|_| graph.readers(value) == 1)?;
     let fused = graph.op(step);
-    if !is_fused(graph, step) || fused.attribute("activation").is_some() || fused.input(3).is_none() {
+    if !is_step(fused) || fused.attribute("activation").is_some() || fused.input(3).is_none() {
         return None;
     }
     let operands = fused.inputs.iter().map(|v| v.map(Operand::from)).collect();
@@ -397,9 +397,14 @@ fn activation(graph: &Graph, op: OpId) -> Option<(&'static str, Vec<f32>)> {
     })
 }
 
-fn is_fused(graph: &Graph, op: OpId) -> bool {
-    let operator = graph.op(op);
-    operator.domain == "com.microsoft" && operator.op_type == "FusedConv" && operator.results().count() == 1
+/// True for ONNX Runtime's fused convolution.
+pub(crate) fn is_fused(op: &Op) -> bool {
+    op.domain == "com.microsoft" && op.op_type == "FusedConv"
+}
+
+/// True for one that has its result.
+fn is_step(op: &Op) -> bool {
+    is_fused(op) && op.results().count() == 1
 }
 
 /// The steps that compute a value, the last one first, each read by the next alone; the first one has no `Z`. `None` if
@@ -458,7 +463,7 @@ impl Step {
     fn of(graph: &Graph, value: ValueId) -> Option<Step> {
         let op = graph.producer(value)?;
         let operator = graph.op(op);
-        let fused = is_fused(graph, op) && operator.attribute("activation").is_none();
+        let fused = is_step(operator) && operator.attribute("activation").is_none();
         if fused || operator.is("Conv") {
             let bias = match operator.input(2) {
                 None => Bias::None,
@@ -630,24 +635,26 @@ impl PerChannel {
             .then_some(PerChannel { value, dims, channels, samples })
     }
 
-    /// Reads `x * s` or `x + s` with such a value `s`.
-    fn of(graph: &Graph, op: OpId) -> Option<(ValueId, PerChannel)> {
+    /// Reads an operator of this type, which has two operands, of `x` and such a value.
+    fn of(graph: &Graph, op: OpId, op_type: &str) -> Option<(ValueId, PerChannel)> {
         let operator = graph.op(op);
-        let known = graph.opset("") >= 7 && !operator.results().any(|v| graph.is_output(v));
         let [Some(a), Some(b)] = operator.inputs[..] else { return None };
+        if !operator.is(op_type) || graph.opset("") < 7 || operator.results().any(|v| graph.is_output(v)) {
+            return None;
+        }
         let beside = |x, value| Some((x, PerChannel::beside(graph, x, value)?));
         // Of two values of this kind, either could be the one that is multiplied.
-        beside(a, b).or_else(|| beside(b, a)).filter(|_| known)
+        beside(a, b).or_else(|| beside(b, a))
     }
 
     /// Reads `x * s`.
     pub fn factor(graph: &Graph, op: OpId) -> Option<(ValueId, PerChannel)> {
-        PerChannel::of(graph, op).filter(|_| graph.op(op).is("Mul"))
+        PerChannel::of(graph, op, "Mul")
     }
 
     /// Reads `x + s`.
     fn addend(graph: &Graph, op: OpId) -> Option<(ValueId, PerChannel)> {
-        PerChannel::of(graph, op).filter(|_| graph.op(op).is("Add"))
+        PerChannel::of(graph, op, "Add")
     }
 
     /// How many channels there are when all samples are one.

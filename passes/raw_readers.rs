@@ -102,7 +102,8 @@ impl Normalized<'_> {
 
     /// `own(raw)` in terms of `y`, in the place of an operator.
     fn combined(&self, own: &Affine, place: OpId, patch: &mut Patch) -> Result<Operand, Miss> {
-        self.applied(own.after(&self.affine.inverse()), self.y, self.spatial()?, place, patch)
+        let back = own.after(&self.affine.inverse());
+        self.applied(back, None, self.y, self.spatial()?, place, patch)
     }
 
     /// The value that an operator multiplies the raw result with, where a step in place can do that.
@@ -113,18 +114,7 @@ impl Normalized<'_> {
 
     /// `gate * raw` in terms of `y`, in the place of an operator.
     fn gated(&self, gate: ValueId, place: OpId, patch: &mut Patch) -> Result<Operand, Miss> {
-        let spatial = self.spatial()?;
-        let Affine { scale, shift } = self.affine.inverse();
-        let shifts = shift.iter().any(|&c| c != 0.0);
-        let scale = self.constant("scale", scale, spatial, patch)?;
-        let factor = self.product(gate.into(), scale, place, patch);
-        let product = self.product(self.y, factor, place, patch);
-        if !shifts {
-            return Ok(product);
-        }
-        let shift = self.constant("shift", shift, spatial, patch)?;
-        let addend = self.product(gate.into(), shift, place, patch);
-        Ok(self.sum(product, addend, place, patch))
+        self.applied(self.affine.inverse(), Some(gate), self.y, self.spatial()?, place, patch)
     }
 
     /// The mean of the raw result in terms of that of `y`.
@@ -137,25 +127,32 @@ impl Normalized<'_> {
         let name = &self.graph.value(self.raw).name;
         let mean = NewOp::like(self.graph, op, operands).result_named(&format!("{name}_mean"));
         let mean = patch.add_op(mean);
-        self.applied(self.affine.inverse(), mean, spatial, op, patch)
+        self.applied(self.affine.inverse(), None, mean, spatial, op, patch)
     }
 
-    /// A map, applied to a value with this many dimensions behind the channels, in the place of an operator.
+    /// A map, times a gate if there is one, applied to a value with this many dimensions behind the channels, in the place
+    /// of an operator.
     fn applied(
         &self,
         map: Affine,
+        gate: Option<ValueId>,
         to: Operand,
         spatial: usize,
         place: OpId,
         patch: &mut Patch,
     ) -> Result<Operand, Miss> {
-        let scale = self.constant("scale", map.scale, spatial, patch)?;
-        let product = self.product(to, scale, place, patch);
-        if map.shift.iter().all(|&c| c == 0.0) {
+        let coefficient = |what: &str, data: Vec<f64>, patch: &mut Patch| {
+            let constant = self.constant(what, data, spatial, patch)?;
+            Ok(gate.map_or(constant, |gate| self.product(gate.into(), constant, place, patch)))
+        };
+        let shifts = map.shift.iter().any(|&c| c != 0.0);
+        let factor = coefficient("scale", map.scale, patch)?;
+        let product = self.product(to, factor, place, patch);
+        if !shifts {
             return Ok(product);
         }
-        let shift = self.constant("shift", map.shift, spatial, patch)?;
-        Ok(self.sum(product, shift, place, patch))
+        let addend = coefficient("shift", map.shift, patch)?;
+        Ok(self.sum(product, addend, place, patch))
     }
 
     /// How many dimensions follow the channels.

@@ -2,7 +2,7 @@
 
 use dmopt_ir::Graph;
 
-use crate::accumulate_in_place::BIASED;
+use crate::accumulate_in_place::{BIASED, is_fused};
 
 /// The oldest ONNX Runtime, as major and minor version, that computes this graph in the memory that was planned for and
 /// gives right numbers at every level of optimization; `None` if every version does.
@@ -12,7 +12,7 @@ use crate::accumulate_in_place::BIASED;
 pub fn oldest_onnxruntime(graph: &Graph) -> Option<(u32, u32)> {
     let of = |id| {
         let op = graph.op(id);
-        let fused = op.domain == "com.microsoft" && op.op_type == "FusedConv" && op.input(3).is_some();
+        let fused = is_fused(op) && op.input(3).is_some();
         let own = fused.then(|| if op.input(2).is_some() { BIASED } else { (1, 24) });
         op.bodies().filter_map(oldest_onnxruntime).chain(own).max()
     };

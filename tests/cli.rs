@@ -47,6 +47,11 @@ impl Desk {
         self.0.path().join(name)
     }
 
+    #[cfg(unix)]
+    pub fn make_pipe(&self, name: &str) {
+        assert!(Command::new("mkfifo").arg(self.path(name)).status().unwrap().success());
+    }
+
     pub fn files(&self) -> Vec<String> {
         let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
         let mut names: Vec<String> = fs::read_dir(self.0.path()).unwrap().map(name).collect();
@@ -454,7 +459,7 @@ fn an_output_that_is_a_link_stays_one() {
 fn a_process_that_is_told_to_stop_leaves_nothing_behind() {
     let desk = Desk::with(EXPORT);
     // Writing to a pipe that nobody reads waits, while the candidate lies in the folder for temporary files.
-    assert!(Command::new("mkfifo").arg(desk.path("pipe")).status().unwrap().success());
+    desk.make_pipe("pipe");
     let mut command = desk.command("optimize m.onnx pipe -q");
     let mut child = command.env("TMPDIR", desk.0.path()).stderr(Stdio::null()).spawn().unwrap();
     let staged = || desk.files().iter().any(|name| name.starts_with(".dmopt-"));

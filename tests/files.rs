@@ -214,6 +214,14 @@ fn weights_that_came_along_go_again_when_others_cannot() {
     assert_eq!(names(&desk.path("b")), ["w.bin"]);
 }
 
+/// Waits until a process that cannot end before somebody writes to a pipe has made a file.
+fn await_file(child: &mut std::process::Child, path: &Path) {
+    while !path.exists() {
+        assert_eq!(child.try_wait().unwrap(), None, "it must wait for the pipe");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn tell(child: &std::process::Child, signal: &str) {
     let status = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
     assert!(status.unwrap().success());
@@ -231,13 +239,10 @@ fn weights_that_came_along_go_again_when_the_process_is_told_to_stop() {
         fs::write(desk.path(name), [0; 16]).unwrap();
     }
     // Looking whether a pipe has the right content takes until somebody writes to it.
-    assert!(Command::new("mkfifo").arg(desk.path("b/w.bin")).status().unwrap().success());
+    desk.make_pipe("b/w.bin");
     for signal in ["INT", "TERM", "HUP"] {
         let mut child = desk.command("optimize m.onnx b/out.onnx --no-validate -q").spawn().unwrap();
-        while !desk.path("b/sub/v.bin").exists() {
-            assert_eq!(child.try_wait().unwrap(), None, "it must wait for the pipe");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        await_file(&mut child, &desk.path("b/sub/v.bin"));
         tell(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
         assert_eq!(names(&desk.path("b")), ["w.bin"], "{signal}");
@@ -255,15 +260,12 @@ fn a_hang_up_that_was_ignored_when_the_process_began_does_not_stop_it() {
     for name in ["v.bin", "w.bin"] {
         fs::write(desk.path(name), [0; 16]).unwrap();
     }
-    assert!(Command::new("mkfifo").arg(desk.path("b/w.bin")).status().unwrap().success());
+    desk.make_pipe("b/w.bin");
     let script = "trap '' HUP; exec \"$0\" optimize m.onnx b/out.onnx --no-validate -q";
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", script, env!("CARGO_BIN_EXE_dmopt")]).current_dir(desk.path(""));
     let mut child = shell.spawn().unwrap();
-    while !desk.path("b/v.bin").exists() {
-        assert_eq!(child.try_wait().unwrap(), None, "it must wait for the pipe");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    await_file(&mut child, &desk.path("b/v.bin"));
     tell(&child, "HUP");
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(child.try_wait().unwrap(), None, "it must go on");

@@ -2,6 +2,8 @@
 
 use dmopt_ir::{Graph, Op, ValueId};
 
+use crate::accumulate_in_place::is_fused;
+
 /// How a linear combination is written; of several forms in one, the last of these.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Written {
@@ -45,8 +47,7 @@ impl Written {
             let op = graph.op(id);
             let ty = graph.tensor_type(at);
             let whole = |v: &ValueId| matches!((graph.tensor_type(*v), ty), (Some(operand), Some(ty)) if operand.same_shape(ty));
-            let accumulator =
-                op.input(3).filter(|_| op.domain == "com.microsoft" && op.op_type == "FusedConv");
+            let accumulator = op.input(3).filter(|_| is_fused(op));
             match (accumulator, op.op_type.as_str()) {
                 (Some(accumulator), _) => {
                     found = found.max(Some(Written::FusedConv));

@@ -25,8 +25,8 @@ pub(super) struct Process {
     /// The end of what it says on standard error.
     words: Option<JoinHandle<Vec<String>>>,
     patience: Option<Duration>,
-    /// Why it was stopped, if it was.
-    stopped: Option<String>,
+    /// True if it took longer than that.
+    stopped: bool,
     runtime: &'static str,
 }
 
@@ -71,7 +71,7 @@ impl Process {
         let words = Some(thread::spawn(move || last_lines(errors)));
         let requests = BufWriter::new(requests);
         let patience = processes.patience;
-        let mut process = Process { child, requests, replies, words, patience, stopped: None, runtime };
+        let mut process = Process { child, requests, replies, words, patience, stopped: false, runtime };
         process.tell(&Request::Begin(which.clone()));
         Ok(process)
     }
@@ -85,8 +85,8 @@ impl Process {
         request: &Request,
         blobs: &[Cow<'_, [u8]>],
     ) -> Result<(Reply, Vec<Bytes>), RuntimeError> {
-        if let Some(reason) = &self.stopped {
-            return Err(self.failed(reason.clone()));
+        if self.stopped {
+            return Err(self.late());
         }
         // Who cannot be reached any more has died, which shows when the answer is waited for.
         let _ = send(&mut self.requests, request, blobs);
@@ -101,10 +101,8 @@ impl Process {
             Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Err(self.died()),
             Err(RecvTimeoutError::Timeout) => {
                 let _ = self.child.kill();
-                let seconds = self.patience.unwrap_or_default().as_secs_f64();
-                let reason = format!("it took more than {seconds} s and was stopped");
-                self.stopped = Some(reason.clone());
-                Err(self.failed(reason))
+                self.stopped = true;
+                Err(self.late())
             }
         }
     }
@@ -117,6 +115,11 @@ impl Process {
     /// The error of an answer that makes no sense.
     pub fn confused(&self) -> RuntimeError {
         self.failed("its process gave an answer that makes no sense".to_string())
+    }
+
+    fn late(&self) -> RuntimeError {
+        let seconds = self.patience.unwrap_or_default().as_secs_f64();
+        self.failed(format!("it took more than {seconds} s and was stopped"))
     }
 
     fn failed(&self, reason: String) -> RuntimeError {

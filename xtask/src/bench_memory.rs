@@ -133,7 +133,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     for network in NETWORKS.iter().filter(|network| network.name.contains(&bench.only)) {
         let original = network.build(&folder).with_context(|| format!("cannot build {}", network.name))?;
         let row = tool.row(network.name, &original, &TARGETS, bench)?;
-        networks.push((row, tool.rounding(&original, &TARGETS, bench)?));
+        networks.push((row, tool.rounding(&original, bench)?));
         write(&networks, &forms)?;
     }
     let of_forms = Bench { runs: 0, quick: true, ..bench.clone() };
@@ -229,13 +229,13 @@ impl Tool {
         Ok((name, cells))
     }
 
-    fn rounding(&self, original: &Path, targets: &[&str], bench: &Bench) -> anyhow::Result<Rounding> {
+    fn rounding(&self, original: &Path, bench: &Bench) -> anyhow::Result<Rounding> {
         let mut script = Command::new(&self.python);
         script.arg("scripts/rounding.py").arg(original).args(["--seeds", &bench.seeds.to_string()]);
         script.arg("--results").args(
             SESSIONS
                 .iter()
-                .flat_map(|session| targets.iter().map(move |target| result(original, target, session))),
+                .flat_map(|session| TARGETS.iter().map(move |target| result(original, target, session))),
         );
         let found = script.args(["--exact", "1"]).output().context("cannot run python")?;
         serde_json::from_slice(&found.stdout)
