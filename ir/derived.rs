@@ -27,6 +27,8 @@ struct Scale {
     dtype: DType,
     /// So many elements after each other share a factor, more than 0.
     each: usize,
+    /// How many elements with factors stand before the block.
+    skipped: usize,
     by: Arc<[f64]>,
 }
 
@@ -64,14 +66,28 @@ impl Derived {
         if all_fit.is_break() {
             return None;
         }
-        let scale = Some(Scale { dtype, each, by: by.into() });
+        let scale = Some(Scale { dtype, each, skipped: 0, by: by.into() });
         Some(Derived { stride: block.len().max(1), run: 0..block.len(), scale, block })
     }
 
-    /// Runs of this, which must be a whole block.
+    /// Runs of this, which is a whole number of such strides: of what is one block, parts of every run, or some of the
+    /// runs. Others would be runs of runs.
     pub(crate) fn cut(&self, stride: usize, run: Range<usize>) -> Option<Derived> {
-        let whole = self.run == (0..self.block.len());
-        whole.then(|| Derived { stride, run, ..self.clone() })
+        if self.run == (0..self.stride) {
+            return Some(Derived { stride, run, ..self.clone() });
+        }
+        let each = self.run.len();
+        if stride == each {
+            let run = self.run.start + run.start..self.run.start + run.end;
+            return Some(Derived { run, ..self.clone() });
+        }
+        let are_whole = run.start.is_multiple_of(each) && run.end.is_multiple_of(each);
+        if stride != self.len() || !are_whole {
+            return None;
+        }
+        let runs = run.start / each * self.stride..run.end / each * self.stride;
+        let scale = self.scale.clone().map(|scale| scale.after(runs.start));
+        Some(Derived { block: self.block.slice(runs), scale, ..self.clone() })
     }
 
     /// Number of bytes.
@@ -109,6 +125,12 @@ impl Derived {
 }
 
 impl Scale {
+    /// The factors of what comes after so many bytes of the block.
+    fn after(self, bytes: usize) -> Scale {
+        let width = self.dtype.bits().map_or(1, |bits| bits as usize / 8);
+        Scale { skipped: self.skipped + bytes / width, ..self }
+    }
+
     /// Appends the elements in these bytes of a block, multiplied.
     fn append(&self, block: &[u8], bytes: Range<usize>, into: &mut Vec<u8>) {
         let from = &block[bytes.clone()];
@@ -147,7 +169,7 @@ impl Scale {
         read: impl Fn([u8; N]) -> f64,
         write: impl Fn(f64) -> [u8; N],
     ) {
-        let (mut from, mut element) = (from.as_chunks::<N>().0, start / N);
+        let (mut from, mut element) = (from.as_chunks::<N>().0, self.skipped + start / N);
         let before = into.len();
         into.resize(before + from.len() * N, 0);
         let mut to = into[before..].as_chunks_mut::<N>().0;
@@ -238,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_scaled_tensor_are_those_of_the_product() {
+    fn parts_of_parts_of_a_scaled_tensor_are_those_of_the_product() {
         arbtest::arbtest(|u| {
             let dims: Vec<u64> = (0..3).map(|_| u.int_in_range(1..=40)).collect::<Result<_, _>>()?;
             let count = dims.iter().product::<u64>() as usize;
@@ -250,14 +272,39 @@ mod tests {
             let products: Vec<f64> = values.iter().enumerate().map(product).collect();
             let whole = tensor.scaled(each, by).unwrap().unwrap();
             assert_eq!(whole.to_f64().unwrap(), products);
-            let axis = u.choose_index(3)?;
-            let start = u.int_in_range(0..=dims[axis])?;
-            let range = start..u.int_in_range(start..=dims[axis])?;
-            let plain = Tensor::from_f64(DType::F32, dims, &products).unwrap();
-            let part = |tensor: &Tensor| tensor.slice(axis, range.clone()).unwrap().to_f64().unwrap();
-            assert_eq!(part(&whole), part(&plain));
+            let mut part = whole;
+            let mut plain = Tensor::from_f64(DType::F32, dims, &products).unwrap();
+            for _ in 0..3 {
+                let axis = u.choose_index(3)?;
+                let start = u.int_in_range(0..=part.dims[axis])?;
+                let range = start..u.int_in_range(start..=part.dims[axis])?;
+                part = part.slice(axis, range.clone()).unwrap();
+                plain = plain.slice(axis, range).unwrap();
+                assert_eq!(part.to_f64().unwrap(), plain.to_f64().unwrap());
+            }
             Ok(())
         });
+    }
+
+    #[test]
+    fn parts_of_parts_of_a_weight_need_no_memory_of_their_own() {
+        let values: Vec<f64> = (0..24).map(f64::from).collect();
+        let weight = Tensor::from_f64(DType::F32, vec![4, 3, 2], &values).unwrap();
+        let block = |tensor: &Tensor| match &tensor.storage {
+            Storage::Raw(block) => block.as_ptr_range(),
+            Storage::Derived(derived) => derived.block.as_ptr_range(),
+            _ => panic!(),
+        };
+        let own = block(&weight);
+        let columns = weight.slice(1, 1..3).unwrap();
+        for (part, expected) in [
+            (columns.slice(0, 1..2).unwrap(), vec![8.0, 9.0, 10.0, 11.0]),
+            (columns.slice(1, 1..2).unwrap(), vec![4.0, 5.0, 10.0, 11.0, 16.0, 17.0, 22.0, 23.0]),
+        ] {
+            assert_eq!(part.to_f64().unwrap(), expected);
+            let of = block(&part);
+            assert!(own.start <= of.start && of.end <= own.end);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use dmopt_memory::Kernels;
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
-use crate::schedule_for_memory::{CARE, CAREFUL, Effort, QUICK, better_order};
+use crate::schedule_for_memory::{CARE, CAREFUL, Effort, QUICK, in_better_order};
 use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
@@ -214,13 +214,11 @@ impl<'a> Offers<'a> {
             infer::infer_graph(&mut graph);
         }
         let sized = self.planning.sized(&graph).on(self.kernels);
-        let mut order = order_of(&graph);
-        let mut least_bytes = u64::MAX;
-        if self.reorder {
-            let (better, least) = better_order(&sized, &order, effort).ok()?;
-            (order, least_bytes) = (better.unwrap_or(order), least);
-        }
-        let timelines = sized.timelines_in(&order).ok()?;
+        let order = order_of(&graph);
+        let (timelines, least_bytes) = match self.reorder {
+            true => in_better_order(&sized, &order, effort).ok()?,
+            false => (sized.timelines_in(&order).ok()?, u64::MAX),
+        };
         let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
         let crests = near_peak(&timelines[0]).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
         let hot = hot(&timelines[0], &graph);
@@ -399,6 +397,9 @@ impl<'s> Search<'s> {
         let mut search = Search { work: self.work, allowed: self.allowed, ..search };
         let taken = search.settle(start).taken;
         self.work = search.work;
+        if taken == best.taken {
+            return best;
+        }
         let beats = |trial: &Trial| trial.no_worse(&best) && trial.is_below(&best, WORTHWHILE);
         let Some(found) = (self.attempt)(&taken, &QUICK).filter(beats) else { return best };
         self.reasons.append(&mut self.useless);

@@ -199,6 +199,6 @@ impl Sized<'_> {
     fn timeline(&self, sized: &Graph, order: &[OpId]) -> Result<Timeline, Unknown> {
         let runs = order.iter().copied().filter(|&id| !self.graph.op(id).is("Constant")).collect();
         let settings = Settings { kernels: self.kernels, ..Settings::default() };
-        Ok(ort::plan_order(self.graph, sized, runs, &settings)?.first_run)
+        ort::first_run(self.graph, sized, runs, &settings)
     }
 }

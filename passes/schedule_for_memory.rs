@@ -107,24 +107,26 @@ pub(crate) const CAREFUL: Effort = Effort { search: Limits { states: 20_000, ste
 /// How much more work that is.
 pub(crate) const CARE: usize = (CAREFUL.search.steps / QUICK.search.steps) as usize;
 
-/// An order that needs less than this one, if one is found, and the bytes that more effort might come to: as many as that
-/// takes where the search is through.
+/// What is in memory at each of the sizes in this order, or in one that needs less, if one is found; and the bytes that more
+/// effort might come to: as many as that takes where the search is through.
 ///
 /// # Errors
 /// A size is not known.
-pub(crate) fn better_order(
+pub(crate) fn in_better_order(
     sized: &Sized<'_>,
     order: &[OpId],
     effort: &Effort,
-) -> Result<(Option<Vec<OpId>>, u64), Unknown> {
-    let Best { order, schedule, is_done, .. } = best(sized, order, effort)?;
+) -> Result<(Vec<Timeline>, u64), Unknown> {
+    let Best { timelines, schedule, is_done, .. } = best(sized, order, effort)?;
     let least = if is_done { schedule.after_bytes } else { schedule.lower_bound_bytes.unwrap_or(0) };
-    Ok((order, least))
+    Ok((timelines, least))
 }
 
 /// An order that needs less than that of the file, if there is one, and what is known about it.
 struct Best {
     order: Option<Vec<OpId>>,
+    /// What is in memory in the order that stays, at each of the sizes.
+    timelines: Vec<Timeline>,
     schedule: Schedule,
     /// The search found what is best by its own count.
     is_done: bool,
@@ -138,21 +140,27 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
     let found = search(scheduling.problem(), &effort.search);
     let stands = sized.timelines_in(order)?;
     let better = scheduling.order(&polished(sized, &scheduling, &found, effort.planned, (order, &stands[0])));
-    let before: Vec<u64> = stands.iter().map(|timeline| timeline.peak_bytes).collect();
-    let after = if better == order { before.clone() } else { sized.peaks_in(&better)? };
-    let is_better = after[0] < before[0] && after.iter().zip(&before).all(|(after, before)| after <= before);
+    let comes = if better == order { None } else { Some(sized.timelines_in(&better)?) };
+    let before_bytes = stands[0].peak_bytes;
+    let is_lower = |comes: &Vec<Timeline>| {
+        let mut both = comes.iter().zip(&stands);
+        comes[0].peak_bytes < before_bytes && both.all(|(comes, stands)| comes.peak_bytes <= stands.peak_bytes)
+    };
+    let comes = comes.filter(is_lower);
+    let order = comes.is_some().then_some(better);
+    let timelines = comes.unwrap_or(stands);
     let schedule = Schedule {
         graph: String::new(),
         in_body: false,
         assumed_sizes: sized.are_assumed(),
-        before_bytes: before[0],
-        after_bytes: if is_better { after[0] } else { before[0] },
+        before_bytes,
+        after_bytes: timelines[0].peak_bytes,
         lower_bound_bytes: (!sized.graph().has_bodies()).then_some(found.lower_bound_bytes),
         states: found.states,
     };
     let is_done = found.peak_bytes <= found.lower_bound_bytes;
     let again = is_done && found.peak_bytes < schedule.after_bytes && found.states <= LONG;
-    Ok(Best { order: is_better.then_some(better), schedule, is_done, again })
+    Ok(Best { order, timelines, schedule, is_done, again })
 }
 
 /// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less

@@ -3,6 +3,7 @@
 //! A body has a plan of its own and a memory pattern of its own. While it runs, what it takes is added to what the
 //! graph around it holds; `control` says how often it runs and where its results are.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use dmopt_ir::{Def, Graph, Op, OpId, ValueId};
@@ -39,7 +40,8 @@ pub(super) struct Frame<'g> {
     scratch: Vec<Scratch>,
     /// Bodies by step.
     bodies: HashMap<usize, Vec<Frame<'g>>>,
-    block_bytes: u64,
+    /// Found when it is asked for: by far not every plan is.
+    block_bytes: OnceCell<u64>,
 }
 
 /// Bytes in memory at one step.
@@ -96,13 +98,13 @@ impl<'g> Frame<'g> {
         if !unknown.is_empty() {
             return Err(Unknown::Sizes(unknown));
         }
-        let block_bytes = pack(&buffers, order.len());
+        let block_bytes = OnceCell::new();
         Ok(Frame { graph, planned, order, buffers, place, scratch, bodies, block_bytes })
     }
 
     /// Bytes of the block that later runs allocate.
     pub fn block_bytes(&self) -> u64 {
-        self.block_bytes
+        *self.block_bytes.get_or_init(|| pack(&self.buffers, self.order.len()))
     }
 
     /// The place of a value's buffer in the order of allocation, if it is not from outside.
@@ -124,7 +126,7 @@ impl<'g> Frame<'g> {
             appear[buffer.first] += u128::from(buffer.bytes);
             vanish[buffer.last + 1] += u128::from(buffer.bytes);
         }
-        let mut now = if run == Run::Later { u128::from(self.block_bytes) } else { 0 };
+        let mut now = if run == Run::Later { u128::from(self.block_bytes()) } else { 0 };
         let mut steps = Vec::with_capacity(self.order.len());
         for step in 0..self.order.len() {
             now = now + appear[step] - vanish[step];
@@ -148,7 +150,7 @@ impl<'g> Frame<'g> {
 
     /// The largest number of bytes that a run takes at one moment.
     pub fn peak(&self, run: Run, counted: Counted<'_>) -> u64 {
-        let block = if run == Run::Later { self.block_bytes } else { 0 };
+        let block = if run == Run::Later { self.block_bytes() } else { 0 };
         let steps = self.run(run, counted);
         steps.iter().map(|at| at.live_bytes.saturating_add(at.scratch_bytes)).fold(block, u64::max)
     }

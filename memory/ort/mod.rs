@@ -115,6 +115,19 @@ pub fn plan_order(
     Ok(Plan { first_run: Timeline::new(&frame), order: frame.order, patterned, unknown })
 }
 
+/// The first run of such a session alone, for those who compare many orders.
+///
+/// # Errors
+/// A size is not known.
+pub fn first_run(
+    graph: &Graph,
+    sized: &Graph,
+    order: Vec<OpId>,
+    settings: &Settings,
+) -> Result<Timeline, Unknown> {
+    Ok(Timeline::new(&Frame::new(graph, sized, order, settings, None)?))
+}
+
 fn note_unknown(graph: &Graph, kernels: Kernels, unknown: &mut BTreeMap<String, usize>) {
     for id in graph.ops() {
         let op = graph.op(id);

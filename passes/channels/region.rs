@@ -14,6 +14,9 @@ use crate::{Miss, order_of};
 /// Regions of more operators than this are left alone: whatever is so far apart has a layer between.
 const MAX_OPS: usize = 64;
 
+/// Operators of a sum that are looked at: as many as a region in parts may have, and some.
+const MAX_SUM: usize = 8 * MAX_OPS;
+
 /// Operands of a Concat and the channels that each of them is.
 pub(super) type Parts = [(ValueId, Range<u64>)];
 
@@ -262,7 +265,7 @@ fn residual_of(graph: &Graph, layer: OpId) -> Option<(OpId, ValueId)> {
     fits.then_some((at.op, other))
 }
 
-/// Layers whose results are added to that of this one, itself among them.
+/// Layers whose results are added to that of this one, itself among them; those near to it where there are many.
 fn summands(graph: &Graph, layer: OpId) -> Vec<OpId> {
     // The place of a summand: either operand of an Add, or the last of a Gemm or a fused convolution.
     let sum_slots = |op: OpId| match graph.op(op).op_type.as_str() {
@@ -280,8 +283,11 @@ fn summands(graph: &Graph, layer: OpId) -> Vec<OpId> {
     {
         (top, climbed) = (at.op, climbed + 1);
     }
-    let (mut pending, mut layers) = (vec![top], Vec::new());
-    while let Some(op) = pending.pop() {
+    let (mut pending, mut layers, mut looked) = (vec![top], Vec::new(), 0);
+    while looked < MAX_SUM
+        && let Some(op) = pending.pop()
+    {
+        looked += 1;
         if is_layer(graph, op) {
             layers.push(op);
         }
