@@ -32,6 +32,9 @@ pub(crate) type Key = (&'static str, String);
 /// Offers that are taken, with their levels.
 pub(crate) type Taken = BTreeMap<Key, usize>;
 
+/// What each pass offers for a graph.
+type Found = BTreeMap<&'static str, Vec<Offer>>;
+
 /// What came of the search for offers.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Chosen {
@@ -89,9 +92,16 @@ struct Trial {
     ops: usize,
     /// What a longer search for their order may come to, in bytes; that it would not get below this is likely, not certain.
     least_bytes: u64,
-    /// Offers that are open, or can go further, and touch what is in memory at the peak; with the levels that are left.
+    /// Why an offer that is in `taken` comes to nothing.
+    refused: BTreeMap<Key, String>,
+}
+
+/// What touches what is in memory at the peak of a trial.
+#[derive(Clone, Default)]
+struct Around {
+    /// Offers that are open, or can go further; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
-    /// Why an offer that is in `taken`, or would be in `next`, comes to nothing.
+    /// Why an offer that would be there comes to nothing.
     refused: BTreeMap<Key, String>,
 }
 
@@ -146,8 +156,8 @@ impl<'a> Offers<'a> {
     /// The offers that pay, and why others do not.
     pub fn choose(&self, graph: &Graph, names: &Names) -> Chosen {
         let mut chosen = Chosen::default();
-        let nothing = Taken::new();
-        let open = self.open(graph, &nothing);
+        let found = self.found(graph);
+        let open = self.open(graph, &found, &Taken::new());
         if open.is_empty() {
             return chosen;
         }
@@ -158,16 +168,16 @@ impl<'a> Offers<'a> {
             }
             return chosen;
         }
-        let Some(start) = self.attempt(graph, names, &nothing, &QUICK) else { return chosen };
+        let trials = TrialsOf { offers: self, graph, names, found: &found };
+        let Some(start) = trials.attempt(&Taken::new(), &QUICK) else { return chosen };
         let ideal = Offers {
             offering: self.offering.clone(),
             lowering: Vec::new(),
             kernels: Kernels::Ideal,
             ..*self
         };
-        let on_ideal = |taken: &Taken, effort: &Effort| ideal.attempt(graph, names, taken, effort);
-        let attempt = |taken: &Taken, effort: &Effort| self.attempt(graph, names, taken, effort);
-        let mut search = Search::new(&attempt, &start, self.budget_bytes, self.max_flops_ratio);
+        let on_ideal = TrialsOf { offers: &ideal, graph, names, found: &found };
+        let mut search = Search::new(&trials, &start, self.budget_bytes, self.max_flops_ratio);
         search.ideal = self.planning.target.domain().is_none().then_some(&on_ideal);
         let best = search.run(start);
         let Search { useless, mut reasons, .. } = search;
@@ -179,65 +189,6 @@ impl<'a> Offers<'a> {
         chosen.refused = reasons.into_iter().map(refused).collect();
         chosen.taken = best.taken;
         chosen
-    }
-
-    /// A trial with these offers taken; `None` where sizes are not known.
-    fn attempt(&self, graph: &Graph, names: &Names, taken: &Taken, effort: &Effort) -> Option<Trial> {
-        let mut graph = graph.clone();
-        let (mut names, mut fuel) = (names.clone(), None);
-        let mut made = HashMap::new();
-        let mut refused = BTreeMap::new();
-        let taking: Result<(), ()> = self.each(taken, |pass, done| {
-            let mut rewriter = Rewriter::new(&mut graph, &mut names, self.allow, &mut fuel);
-            let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
-            self.take(pass, taken, done, &mut rewriter, &mut made, &mut note);
-            rewriter.finish().map_err(drop)?;
-            infer::infer_graph(&mut graph);
-            Ok(())
-        });
-        taking.ok()?;
-        let open = self.open(&graph, taken);
-        // Of standard operators: what the target writes for a sum may multiply by one.
-        let flops = flops(self.planning.sized(&graph).graph());
-        let mut log = Log::default();
-        for pass in &self.lowering {
-            let mut rewriter = Rewriter::new(&mut graph, &mut names, self.allow, &mut fuel);
-            let mut context = Context {
-                fold_budget: &mut 0,
-                planning: self.planning,
-                in_body: false,
-                order_follows: self.reorder,
-                log: &mut log,
-            };
-            pass.run(&mut rewriter, &mut context);
-            rewriter.finish().ok()?;
-            infer::infer_graph(&mut graph);
-        }
-        let sized = self.planning.sized(&graph).on(self.kernels);
-        let order = order_of(&graph);
-        let (timelines, least_bytes) = match self.reorder {
-            true => in_better_order(&sized, &order, effort).ok()?,
-            false => (sized.timelines_in(&order).ok()?, u64::MAX),
-        };
-        let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
-        let crests = near_peak(&timelines[0]).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
-        let hot = hot(&timelines[0], &graph);
-        let mut next: BTreeMap<Key, Range<usize>> = BTreeMap::new();
-        for Open { key, relieves, levels, obstacle } in open {
-            if relieves.iter().any(|name| hot.contains(name)) {
-                match obstacle {
-                    Some(reason) => _ = refused.insert(key, reason),
-                    None => _ = next.insert(key, 0..levels),
-                }
-            }
-        }
-        for (name, (key, levels)) in &made {
-            if hot.contains(name) && *name != key.1 && taken[key] + 1 < *levels {
-                next.insert(key.clone(), taken[key] + 1..*levels);
-            }
-        }
-        let ops = operators(&graph);
-        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops, least_bytes, next, refused })
     }
 
     /// Lets each pass take what is in `taken`, and again while that makes more possible. `take` adds to what is done.
@@ -261,15 +212,20 @@ impl<'a> Offers<'a> {
         Ok(())
     }
 
+    /// Everything that is offered for a graph.
+    fn found(&self, graph: &Graph) -> Found {
+        self.offering.iter().map(|pass| (pass.name(), pass.offers(graph, self.planning))).collect()
+    }
+
     /// Offers that are not taken.
-    fn open(&self, graph: &Graph, taken: &Taken) -> Vec<Open> {
+    fn open(&self, graph: &Graph, found: &Found, taken: &Taken) -> Vec<Open> {
         let mut open = Vec::new();
-        for pass in &self.offering {
-            for offer in pass.offers(graph, self.planning) {
-                let Some(key) = key_of(*pass, graph, &offer) else { continue };
-                let obstacle = match offer.refused {
+        for (pass, offers) in found {
+            for offer in offers {
+                let Some(key) = key_of(pass, graph, offer) else { continue };
+                let obstacle = match &offer.refused {
                     None => None,
-                    Some(Miss::Refused(reason)) => Some(reason),
+                    Some(Miss::Refused(reason)) => Some(reason.clone()),
                     Some(Miss::NoMatch | Miss::NoEffect) => continue,
                 };
                 if !taken.contains_key(&key) {
@@ -281,11 +237,11 @@ impl<'a> Offers<'a> {
         open
     }
 
-    /// Takes the offers of one pass that are in `taken` and not done yet. `made` learns which values came of each, and
+    /// Takes those of a pass's offers that are in `taken` and not done yet. `made` learns which values came of each, and
     /// how many levels it has.
     fn take(
         &self,
-        pass: &'static dyn Pass,
+        (pass, offers): (&'static dyn Pass, &[Offer]),
         taken: &Taken,
         done: &mut BTreeSet<Key>,
         rewriter: &mut Rewriter<'_>,
@@ -293,9 +249,10 @@ impl<'a> Offers<'a> {
         refused: &mut dyn FnMut(&Key, String),
     ) {
         let planning = self.planning;
-        for offer in pass.offers(rewriter.graph(), planning) {
+        for offer in offers {
             let graph = rewriter.graph();
-            let Some(key) = graph.is_live(offer.op).then(|| key_of(pass, graph, &offer)).flatten() else {
+            let Some(key) = graph.is_live(offer.op).then(|| key_of(pass.name(), graph, offer)).flatten()
+            else {
                 continue;
             };
             let Some(&level) = taken.get(&key) else { continue };
@@ -303,7 +260,7 @@ impl<'a> Offers<'a> {
                 continue;
             }
             let first = graph.value_bound();
-            let patch: Result<Patch, Miss> = pass.take(graph, planning, &offer, level.min(offer.levels - 1));
+            let patch: Result<Patch, Miss> = pass.take(graph, planning, offer, level.min(offer.levels - 1));
             match patch.map(|patch| rewriter.apply(patch)) {
                 Ok(Ok(())) => {
                     let graph = rewriter.graph();
@@ -326,18 +283,133 @@ impl<'a> Offers<'a> {
         done: &mut BTreeSet<Key>,
         rewriter: &mut Rewriter<'_>,
     ) {
-        self.take(pass, taken, done, rewriter, &mut HashMap::new(), &mut |_, _| {});
+        let offers = pass.offers(rewriter.graph(), self.planning);
+        self.take((pass, &offers), taken, done, rewriter, &mut HashMap::new(), &mut |_, _| {});
     }
 }
 
-/// Makes a trial; `None` where a size is not known in it.
-type Attempt<'s> = &'s (dyn Fn(&Taken, &Effort) -> Option<Trial> + Sync);
+/// Where trials are made.
+trait Trials: Sync {
+    /// A trial with these offers taken; `None` where a size is not known in it.
+    fn attempt(&self, taken: &Taken, effort: &Effort) -> Option<Trial>;
+
+    /// What could be taken to get further than that. It takes as long, and most trials lead nowhere.
+    fn around(&self, taken: &Taken, effort: &Effort) -> Option<Around>;
+}
+
+/// Trials of what is offered for a graph.
+struct TrialsOf<'a> {
+    offers: &'a Offers<'a>,
+    graph: &'a Graph,
+    names: &'a Names,
+    /// What is offered for that graph.
+    found: &'a Found,
+}
+
+/// A graph with some offers taken.
+struct Edited {
+    graph: Graph,
+    names: Names,
+    /// What came of them: the name of each new value, with the offer and how many levels that has.
+    made: HashMap<String, (Key, usize)>,
+    /// Why some came to nothing.
+    refused: BTreeMap<Key, String>,
+}
+
+/// A graph as the target runs it.
+struct Planned {
+    graph: Graph,
+    timelines: Vec<Timeline>,
+    flops: u128,
+    least_bytes: u64,
+}
+
+impl TrialsOf<'_> {
+    fn edited(&self, taken: &Taken) -> Option<Edited> {
+        let offers = self.offers;
+        let (mut graph, mut names, mut fuel) = (self.graph.clone(), self.names.clone(), None);
+        let (mut made, mut refused) = (HashMap::new(), BTreeMap::new());
+        let taking: Result<(), ()> = offers.each(taken, |pass, done| {
+            // Before the first edit the offers are those of the graph that every trial begins with.
+            let known = self.found.get(pass.name()).filter(|_| done.is_empty());
+            let own = known.map_or_else(|| pass.offers(&graph, offers.planning), Vec::clone);
+            let mut rewriter = Rewriter::new(&mut graph, &mut names, offers.allow, &mut fuel);
+            let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
+            offers.take((pass, &own), taken, done, &mut rewriter, &mut made, &mut note);
+            rewriter.finish().map_err(drop)?;
+            infer::infer_graph(&mut graph);
+            Ok(())
+        });
+        taking.ok()?;
+        Some(Edited { graph, names, made, refused })
+    }
+
+    fn planned(&self, mut graph: Graph, mut names: Names, effort: &Effort) -> Option<Planned> {
+        let offers = self.offers;
+        // Of standard operators: what the target writes for a sum may multiply by one.
+        let flops = flops(offers.planning.sized(&graph).graph());
+        let (mut log, mut fuel) = (Log::default(), None);
+        for pass in &offers.lowering {
+            let mut rewriter = Rewriter::new(&mut graph, &mut names, offers.allow, &mut fuel);
+            let mut context = Context {
+                fold_budget: &mut 0,
+                planning: offers.planning,
+                in_body: false,
+                order_follows: offers.reorder,
+                log: &mut log,
+            };
+            pass.run(&mut rewriter, &mut context);
+            rewriter.finish().ok()?;
+            infer::infer_graph(&mut graph);
+        }
+        let sized = offers.planning.sized(&graph).on(offers.kernels);
+        let order = order_of(&graph);
+        let (timelines, least_bytes) = match offers.reorder {
+            true => in_better_order(&sized, &order, effort).ok()?,
+            false => (sized.timelines_in(&order).ok()?, u64::MAX),
+        };
+        Some(Planned { graph, timelines, flops, least_bytes })
+    }
+}
+
+impl Trials for TrialsOf<'_> {
+    fn attempt(&self, taken: &Taken, effort: &Effort) -> Option<Trial> {
+        let Edited { graph, names, refused, .. } = self.edited(taken)?;
+        let Planned { graph, timelines, flops, least_bytes } = self.planned(graph, names, effort)?;
+        let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
+        let crests = near_peak(&timelines[0]).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
+        let ops = operators(&graph);
+        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops, least_bytes, refused })
+    }
+
+    fn around(&self, taken: &Taken, effort: &Effort) -> Option<Around> {
+        let Edited { graph, names, made, .. } = self.edited(taken)?;
+        let open = self.offers.open(&graph, &self.offers.found(&graph), taken);
+        let Planned { graph, timelines, .. } = self.planned(graph, names, effort)?;
+        let hot = hot(&timelines[0], &graph);
+        let mut around = Around::default();
+        for Open { key, relieves, levels, obstacle } in open {
+            if relieves.iter().any(|name| hot.contains(name)) {
+                match obstacle {
+                    Some(reason) => _ = around.refused.insert(key, reason),
+                    None => _ = around.next.insert(key, 0..levels),
+                }
+            }
+        }
+        for (name, (key, levels)) in &made {
+            if hot.contains(name) && *name != key.1 && taken[key] + 1 < *levels {
+                around.next.insert(key.clone(), taken[key] + 1..*levels);
+            }
+        }
+        Some(around)
+    }
+}
 
 /// A search for the trial that needs least, or little enough.
 struct Search<'s> {
-    attempt: Attempt<'s>,
+    trials: &'s dyn Trials,
     /// The same for ideal kernels, where a search for those may lead further.
-    ideal: Option<Attempt<'s>>,
+    ideal: Option<&'s dyn Trials>,
     /// True in the end, when the orders of trials are searched longer and offers are tried together or not at all.
     is_careful: bool,
     /// What came to nothing together when it was last tried to get further, and may come to much with a longer search.
@@ -361,13 +433,13 @@ struct Search<'s> {
 impl<'s> Search<'s> {
     /// A search that begins with this trial.
     fn new(
-        attempt: Attempt<'s>,
+        trials: &'s dyn Trials,
         start: &Trial,
         budget_bytes: Option<u64>,
         max_flops_ratio: f64,
     ) -> Search<'s> {
         Search {
-            attempt,
+            trials,
             ideal: None,
             is_careful: false,
             work: WORK,
@@ -391,9 +463,9 @@ impl<'s> Search<'s> {
 
     /// Goes on from what a search for ideal kernels takes, where that needs less than the best.
     fn detour(&mut self, best: Trial) -> Trial {
-        let start = self.ideal.and_then(|attempt| Some((attempt, attempt(&Taken::new(), &QUICK)?)));
-        let Some((attempt, start)) = start else { return best };
-        let search = Search::new(attempt, &start, None, 1.0);
+        let start = self.ideal.and_then(|trials| Some((trials, trials.attempt(&Taken::new(), &QUICK)?)));
+        let Some((trials, start)) = start else { return best };
+        let search = Search::new(trials, &start, None, 1.0);
         let mut search = Search { work: self.work, allowed: self.allowed, ..search };
         let taken = search.settle(start).taken;
         self.work = search.work;
@@ -401,7 +473,7 @@ impl<'s> Search<'s> {
             return best;
         }
         let beats = |trial: &Trial| trial.no_worse(&best) && trial.is_below(&best, WORTHWHILE);
-        let Some(found) = (self.attempt)(&taken, &QUICK).filter(beats) else { return best };
+        let Some(found) = self.trials.attempt(&taken, &QUICK).filter(beats) else { return best };
         self.reasons.append(&mut self.useless);
         let settled = self.settle(found);
         if self.at_end { best } else { settled }
@@ -468,12 +540,12 @@ impl<'s> Search<'s> {
         if self.at_end {
             return None;
         }
-        let attempt = self.attempt;
-        let (effort, cost) = if self.is_careful { (&CAREFUL, CARE) } else { (&QUICK, 1) };
+        let trials = self.trials;
+        let (effort, cost) = self.effort();
         let make = |change: &C| {
             let mut taken = taken.clone();
             change.apply(&mut taken);
-            attempt(&taken, effort)
+            trials.attempt(&taken, effort)
         };
         let looked = parallel::in_order(changes, make, |change, trial| {
             if self.work == 0 {
@@ -484,6 +556,11 @@ impl<'s> Search<'s> {
             look(self, change, trial).map_break(Some)
         });
         looked.break_value().flatten()
+    }
+
+    /// How long the order of a trial is looked for, and how much more work that is.
+    fn effort(&self) -> (&'static Effort, usize) {
+        if self.is_careful { (&CAREFUL, CARE) } else { (&QUICK, 1) }
     }
 
     fn fits(&self, trial: &Trial) -> bool {
@@ -509,8 +586,10 @@ impl<'s> Search<'s> {
 
     /// A better trial with more taken of what touches the peak.
     fn further(&mut self, best: &Trial) -> Option<Trial> {
+        let Around { next, refused } = self.trials.around(&best.taken, self.effort().0)?;
+        self.reasons.extend(refused);
         let next: Vec<(&Key, &Range<usize>)> =
-            best.next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
+            next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
         let (mut steps, alone) = steps(&next);
         let together = steps.len();
         if !self.is_careful {
@@ -632,8 +711,8 @@ fn steps(next: &[(&Key, &Range<usize>)]) -> (Vec<Step>, Vec<Step>) {
     (levels(next), alone)
 }
 
-fn key_of(pass: &dyn Pass, graph: &Graph, offer: &Offer) -> Option<Key> {
-    Some((pass.name(), graph.value(graph.op(offer.op).output(0)?).name.clone()))
+fn key_of(pass: &'static str, graph: &Graph, offer: &Offer) -> Option<Key> {
+    Some((pass, graph.value(graph.op(offer.op).output(0)?).name.clone()))
 }
 
 /// For each step, whether it needs nearly as much as the one that needs most.
@@ -847,18 +926,42 @@ mod tests {
         assert_eq!(["a", "c", "z", "u"].map(|name| names.contains(name)), [true, true, true, false]);
     }
 
-    #[test]
-    fn as_much_less_often_is_better() {
-        let trial = |peak, crests| Trial {
+    /// Trials that need what a function says, of offers that are open until they are taken.
+    struct Told<F: Fn(&Taken, &Effort) -> u64> {
+        offers: Vec<Key>,
+        least_bytes: u64,
+        peak: F,
+    }
+
+    impl<F: Fn(&Taken, &Effort) -> u64 + Sync> Trials for Told<F> {
+        fn attempt(&self, taken: &Taken, effort: &Effort) -> Option<Trial> {
+            Some(Trial {
+                taken: taken.clone(),
+                least_bytes: self.least_bytes,
+                ..trial((self.peak)(taken, effort), 1)
+            })
+        }
+
+        fn around(&self, taken: &Taken, _: &Effort) -> Option<Around> {
+            let open = self.offers.iter().filter(|key| !taken.contains_key(key));
+            Some(Around { next: open.map(|key| (key.clone(), 0..1)).collect(), ..Around::default() })
+        }
+    }
+
+    fn trial(peak: u64, crests: usize) -> Trial {
+        Trial {
             taken: Taken::new(),
             peaks: vec![peak],
             crests,
             flops: 0,
-            ops: 0,
+            ops: 1,
             least_bytes: 0,
-            next: BTreeMap::new(),
             refused: BTreeMap::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn as_much_less_often_is_better() {
         let beats = |a: (u64, usize), b: (u64, usize)| trial(a.0, a.1).beats(&trial(b.0, b.1));
         assert!(beats((1000, 1), (1000, 2)) && beats((900, 3), (1000, 2)));
         assert!(!beats((1000, 2), (1000, 2)) && !beats((1001, 1), (1000, 2)) && !beats((999, 2), (1000, 2)));
@@ -868,21 +971,12 @@ mod tests {
     fn what_came_to_nothing_is_tried_with_a_longer_search_where_that_can_help() {
         let offer = || ("unroll", "y".to_string());
         let chosen = |least_bytes| {
-            let trial = |taken: &Taken, peak| Trial {
-                taken: taken.clone(),
-                peaks: vec![peak],
-                crests: 1,
-                flops: 0,
-                ops: 1,
-                least_bytes,
-                next: if taken.is_empty() { BTreeMap::from([(offer(), 0..1)]) } else { BTreeMap::new() },
-                refused: BTreeMap::new(),
+            let peak = |taken: &Taken, effort: &Effort| {
+                if taken.is_empty() || *effort == QUICK { 1000 } else { 700 }
             };
-            let attempt = |taken: &Taken, effort: &Effort| {
-                Some(trial(taken, if taken.is_empty() || *effort == QUICK { 1000 } else { 700 }))
-            };
-            let start = trial(&Taken::new(), 1000);
-            Search::new(&attempt, &start, None, 1.0).run(start.clone()).taken
+            let trials = Told { offers: vec![offer()], least_bytes, peak };
+            let start = trials.attempt(&Taken::new(), &QUICK).unwrap();
+            Search::new(&trials, &start, None, 1.0).run(start.clone()).taken
         };
         assert_eq!(chosen(700), Taken::from([(offer(), 0)]));
         assert_eq!(chosen(900), Taken::new());
@@ -892,31 +986,21 @@ mod tests {
     fn what_pays_together_and_not_one_by_one_is_found_on_ideal_kernels() {
         // Each of two places alone pays on ideal kernels and costs on others; a third one never pays.
         let places = ["a", "b", "c"].map(|place| ("unroll", place.to_string()));
-        let trial = |taken: &Taken, alone| {
-            let peak = match (taken.contains_key(&places[2]), taken.len()) {
+        let on = |alone| {
+            let never = places[2].clone();
+            let peak = move |taken: &Taken, _: &Effort| match (taken.contains_key(&never), taken.len()) {
                 (true, _) => 2000,
                 (false, 0) => 1000,
                 (false, 1) => alone,
                 (false, _) => 700,
             };
-            let open = places.iter().filter(|place| !taken.contains_key(place));
-            Trial {
-                taken: taken.clone(),
-                peaks: vec![peak],
-                crests: 1,
-                flops: 0,
-                ops: 1,
-                least_bytes: peak,
-                next: open.map(|place| (place.clone(), 0..1)).collect(),
-                refused: BTreeMap::new(),
-            }
+            Told { offers: places.to_vec(), least_bytes: 1000, peak }
         };
-        let attempt = |taken: &Taken, _: &Effort| Some(trial(taken, 1100));
-        let on_ideal = |taken: &Taken, _: &Effort| Some(trial(taken, 900));
-        let start = trial(&Taken::new(), 1100);
-        let mut search = Search::new(&attempt, &start, None, 1.0);
+        let (trials, ideal) = (on(1100), on(900));
+        let start = trials.attempt(&Taken::new(), &QUICK).unwrap();
+        let mut search = Search::new(&trials, &start, None, 1.0);
         assert_eq!(search.run(start.clone()).taken, Taken::new());
-        search.ideal = Some(&on_ideal);
+        search.ideal = Some(&ideal);
         let both = places[..2].iter().map(|place| (place.clone(), 0)).collect();
         assert_eq!(search.run(start.clone()).taken, both);
     }

@@ -144,7 +144,8 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
     let before_bytes = stands[0].peak_bytes;
     let is_lower = |comes: &Vec<Timeline>| {
         let mut both = comes.iter().zip(&stands);
-        comes[0].peak_bytes < before_bytes && both.all(|(comes, stands)| comes.peak_bytes <= stands.peak_bytes)
+        comes[0].peak_bytes < before_bytes
+            && both.all(|(comes, stands)| comes.peak_bytes <= stands.peak_bytes)
     };
     let comes = comes.filter(is_lower);
     let order = comes.is_some().then_some(better);

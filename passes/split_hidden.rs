@@ -355,6 +355,27 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_is_known_in_however_long_a_sum() {
+        let weights = |i: usize| {
+            format!(
+                "float[8,1,1] e{i} = {{{i}, 2, 3, 4, 5, 6, 7, 8}}, float[1,8,1] p{i} = {{{i}, 2, 3, 4, 5, 6, 7, 8}}"
+            )
+        };
+        let slice = |i: usize| {
+            format!(
+                "h{i} = Conv(x, e{i})  a{i} = Relu(h{i})  r{i} = Conv(a{i}, p{i})  v{} = Add(r{i}, v{i})",
+                i + 1
+            )
+        };
+        let text = format!(
+            "f (float[1,1,3] x, float[1,1,3] v0) => (float[1,1,3] v600) <{}> {{ {} }}",
+            Vec::from_iter((0..600).map(weights)).join(", "),
+            Vec::from_iter((0..600).map(slice)).join(" "),
+        );
+        assert_eq!(take(&SplitHidden, &text, 0).err(), Some(Miss::NoMatch));
+    }
+
+    #[test]
     fn squeeze_and_excitation_and_outputs_inside_are_refused() {
         let text = |outputs: &str, gate: &str| {
             format!(

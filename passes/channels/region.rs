@@ -1,7 +1,7 @@
 //! Finding regions.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -283,9 +283,9 @@ fn summands(graph: &Graph, layer: OpId) -> Vec<OpId> {
     {
         (top, climbed) = (at.op, climbed + 1);
     }
-    let (mut pending, mut layers, mut looked) = (vec![top], Vec::new(), 0);
+    let (mut pending, mut layers, mut looked) = (VecDeque::from([top]), Vec::new(), 0);
     while looked < MAX_SUM
-        && let Some(op) = pending.pop()
+        && let Some(op) = pending.pop_front()
     {
         looked += 1;
         if is_layer(graph, op) {
