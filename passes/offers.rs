@@ -97,7 +97,7 @@ struct Trial {
 }
 
 /// What touches what is in memory at the peak of a trial.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Around {
     /// Offers that are open, or can go further; with the levels that are left.
     next: BTreeMap<Key, Range<usize>>,
