@@ -15,6 +15,7 @@
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 
@@ -332,7 +333,10 @@ impl TrialsOf<'_> {
         let taking: Result<(), ()> = offers.each(taken, |pass, done| {
             // Before the first edit the offers are those of the graph that every trial begins with.
             let known = self.found.get(pass.name()).filter(|_| done.is_empty());
-            let own = known.map_or_else(|| pass.offers(&graph, offers.planning), Vec::clone);
+            let own = match known {
+                Some(known) => Cow::Borrowed(&known[..]),
+                None => Cow::Owned(pass.offers(&graph, offers.planning)),
+            };
             let mut rewriter = Rewriter::new(&mut graph, &mut names, offers.allow, &mut fuel);
             let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
             offers.take((pass, &own), taken, done, &mut rewriter, &mut made, &mut note);
