@@ -4,8 +4,8 @@
 //! the target's operators put in and the operators ordered anew; its peak is that of the runtime's plan. While a trial
 //! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
 //! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
-//! back, wholly or to a milder level, without a higher peak (or one that does not fit) is taken back, so no more is
-//! changed than pays. Where that brings the peak down, which is elsewhere then, it begins again.
+//! back, wholly or to a milder level, by itself or two at once, without a higher peak (or one that does not fit) is taken
+//! back, so no more is changed than pays. Where that brings the peak down, which is elsewhere then, it begins again.
 //!
 //! Kernels that do not add in place need a result in parts twice while it is added up, so that places which pay together
 //! do not one by one. Where the target has no operators of its own for that, the search is made once more for ideal
@@ -50,6 +50,9 @@ const WORTHWHILE: u64 = 256;
 
 /// Going one level further, which makes more and smaller operators, has to bring it down by one part in this many.
 const WORTH_A_LEVEL: u64 = 32;
+
+/// A peak that is no lower than [`WORTHWHILE`] is not worth so many times the operators.
+const LEANER: usize = 2;
 
 /// A longer search for the order of a trial has to bring it down by one part in this many.
 const WORTH_CARE: u64 = 6;
@@ -525,6 +528,13 @@ impl<'s> Search<'s> {
                 self.reasons.extend(untaken.map(|key| (key, reason())));
                 return lowest;
             }
+            // What only came as high less often may have led nowhere.
+            if !self.at_end && !further && lowest.taken != low.taken {
+                let leaner = self.take_back(lowest);
+                if leaner.ops * LEANER <= best.ops {
+                    best = leaner;
+                }
+            }
             if self.at_end || self.fits(&best) || !best.is_below(&low, WORTHWHILE) {
                 return best;
             }
@@ -643,9 +653,49 @@ impl<'s> Search<'s> {
         found
     }
 
+    /// Takes back what is as good undone, each by itself as far as that goes, then two at once.
+    fn take_back(&mut self, best: Trial) -> Trial {
+        let mut best = self.take_back_each(best);
+        while let Some(trial) = self.take_back_two(&best) {
+            best = self.take_back_each(trial);
+        }
+        best
+    }
+
+    /// Two offers that were taken at once because both are at the peak can need each other: parts of what one makes are
+    /// what the other takes, and either alone at a milder level is worse.
+    fn take_back_two(&mut self, best: &Trial) -> Option<Trial> {
+        let milder = |(key, level): (&Key, &usize)| Milder { key: key.clone(), level: level.checked_sub(1) };
+        let each: Vec<Milder> = best.taken.iter().map(milder).collect();
+        let pairs: Vec<[Milder; 2]> = (1..each.len())
+            .flat_map(|i| each[..i].iter().map(|a| [a.clone(), each[i].clone()]).collect::<Vec<_>>())
+            .collect();
+        // What is left is needed to get further, too.
+        if pairs.len().saturating_mul(self.effort().1 * best.ops) > self.work / 2 {
+            return None;
+        }
+        let fits = |search: &Self, trial: &Trial| trial.no_worse(best) || search.fits(trial);
+        self.try_each(&pairs, &best.taken, |search, pair, trial| match trial {
+            Some(trial) if fits(search, &trial) => {
+                pair.iter()
+                    .filter(|change| change.level.is_none())
+                    .for_each(|change| search.untaken(&change.key, best));
+                ControlFlow::Break(trial)
+            }
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    /// Notes that an offer was taken back.
+    fn untaken(&mut self, key: &Key, before: &Trial) {
+        let as_low = || "the peak is as low without it".to_string();
+        let reason = before.refused.get(key).cloned().unwrap_or_else(as_low);
+        self.useless.insert(key.clone(), reason);
+    }
+
     /// Takes back what is as good undone, or at a milder level; backwards, because what was needed first is needed most.
     /// All that fits is as good.
-    fn take_back(&mut self, mut best: Trial) -> Trial {
+    fn take_back_each(&mut self, mut best: Trial) -> Trial {
         let mut left: Vec<(Key, usize)> = best.taken.clone().into_iter().collect();
         loop {
             let milder = |(key, level): &(Key, usize)| {
@@ -662,9 +712,7 @@ impl<'s> Search<'s> {
             let Some((key, level, trial)) = as_good else { return best };
             left.truncate(left.iter().position(|(other, _)| *other == key).unwrap_or(0));
             if level.is_none() {
-                let reason = best.refused.get(&key).cloned();
-                let as_low = || "the peak is as low without it".to_string();
-                self.useless.insert(key, reason.unwrap_or_else(as_low));
+                self.untaken(&key, &best);
             }
             best = trial;
         }
@@ -686,6 +734,7 @@ impl Change for Step {
 }
 
 /// An offer at a milder level, or no more.
+#[derive(Clone)]
 struct Milder {
     key: Key,
     level: Option<usize>,
@@ -697,6 +746,12 @@ impl Change for Milder {
             Some(level) => _ = taken.insert(self.key.clone(), level),
             None => _ = taken.remove(&self.key),
         }
+    }
+}
+
+impl Change for [Milder; 2] {
+    fn apply(&self, taken: &mut Taken) {
+        self.iter().for_each(|change| change.apply(taken));
     }
 }
 
@@ -930,26 +985,42 @@ mod tests {
         assert_eq!(["a", "c", "z", "u"].map(|name| names.contains(name)), [true, true, true, false]);
     }
 
-    /// Trials that need what a function says, of offers that are open until they are taken.
-    struct Told<F: Fn(&Taken, &Effort) -> u64> {
+    /// Trials that are what a function says, of offers that are open until they are taken; the first ones first.
+    struct Told<F: Fn(&Taken, &Effort) -> Trial> {
         offers: Vec<Key>,
-        least_bytes: u64,
-        peak: F,
+        first: usize,
+        trial: F,
     }
 
-    impl<F: Fn(&Taken, &Effort) -> u64 + Sync> Trials for Told<F> {
+    impl<F: Fn(&Taken, &Effort) -> Trial + Sync> Trials for Told<F> {
         fn attempt(&self, taken: &Taken, effort: &Effort) -> Option<Trial> {
-            Some(Trial {
-                taken: taken.clone(),
-                least_bytes: self.least_bytes,
-                ..trial((self.peak)(taken, effort), 1)
-            })
+            Some(Trial { taken: taken.clone(), ..(self.trial)(taken, effort) })
         }
 
         fn around(&self, taken: &Taken, _: &Effort) -> Option<Around> {
-            let open = self.offers.iter().filter(|key| !taken.contains_key(key));
+            let count = if taken.len() < self.first { self.first } else { self.offers.len() };
+            let open = self.offers[..count].iter().filter(|key| !taken.contains_key(key));
             Some(Around { next: open.map(|key| (key.clone(), 0..1)).collect(), ..Around::default() })
         }
+    }
+
+    /// Offers for these results.
+    fn places<const N: usize>(names: [&str; N]) -> [Key; N] {
+        names.map(|name| ("unroll", name.to_string()))
+    }
+
+    /// What a search takes of all offers at once, or of the first ones first.
+    fn searched(
+        offers: &[Key],
+        first: usize,
+        trial: impl Fn(&Taken, &Effort) -> Trial + Sync,
+        ideal: Option<&dyn Trials>,
+    ) -> Vec<String> {
+        let trials = Told { offers: offers.to_vec(), first, trial };
+        let start = trials.attempt(&Taken::new(), &QUICK).unwrap();
+        let mut search = Search::new(&trials, &start, None, 1.0);
+        search.ideal = ideal;
+        search.run(start.clone()).taken.into_keys().map(|(_, name)| name).collect()
     }
 
     fn trial(peak: u64, crests: usize) -> Trial {
@@ -973,40 +1044,67 @@ mod tests {
 
     #[test]
     fn what_came_to_nothing_is_tried_with_a_longer_search_where_that_can_help() {
-        let offer = || ("unroll", "y".to_string());
         let chosen = |least_bytes| {
             let peak = |taken: &Taken, effort: &Effort| {
                 if taken.is_empty() || *effort == QUICK { 1000 } else { 700 }
             };
-            let trials = Told { offers: vec![offer()], least_bytes, peak };
-            let start = trials.attempt(&Taken::new(), &QUICK).unwrap();
-            Search::new(&trials, &start, None, 1.0).run(start.clone()).taken
+            let told =
+                |taken: &Taken, effort: &Effort| Trial { least_bytes, ..trial(peak(taken, effort), 1) };
+            searched(&places(["y"]), 1, told, None)
         };
-        assert_eq!(chosen(700), Taken::from([(offer(), 0)]));
-        assert_eq!(chosen(900), Taken::new());
+        assert_eq!(chosen(700), ["y"]);
+        assert!(chosen(900).is_empty());
     }
 
     #[test]
     fn what_pays_together_and_not_one_by_one_is_found_on_ideal_kernels() {
         // Each of two places alone pays on ideal kernels and costs on others; a third one never pays.
-        let places = ["a", "b", "c"].map(|place| ("unroll", place.to_string()));
+        let offers = places(["a", "b", "c"]);
         let on = |alone| {
-            let never = places[2].clone();
-            let peak = move |taken: &Taken, _: &Effort| match (taken.contains_key(&never), taken.len()) {
-                (true, _) => 2000,
-                (false, 0) => 1000,
-                (false, 1) => alone,
-                (false, _) => 700,
-            };
-            Told { offers: places.to_vec(), least_bytes: 1000, peak }
+            let never = offers[2].clone();
+            move |taken: &Taken, _: &Effort| match (taken.contains_key(&never), taken.len()) {
+                (true, _) => trial(2000, 1),
+                (false, 0) => trial(1000, 1),
+                (false, 1) => trial(alone, 1),
+                (false, _) => trial(700, 1),
+            }
         };
-        let (trials, ideal) = (on(1100), on(900));
-        let start = trials.attempt(&Taken::new(), &QUICK).unwrap();
-        let mut search = Search::new(&trials, &start, None, 1.0);
-        assert_eq!(search.run(start.clone()).taken, Taken::new());
-        search.ideal = Some(&ideal);
-        let both = places[..2].iter().map(|place| (place.clone(), 0)).collect();
-        assert_eq!(search.run(start.clone()).taken, both);
+        let ideal = Told { offers: offers.to_vec(), first: 3, trial: on(900) };
+        assert!(searched(&offers, 3, on(1100), None).is_empty());
+        assert_eq!(searched(&offers, 3, on(1100), Some(&ideal)), ["a", "b"]);
+    }
+
+    #[test]
+    fn two_that_need_each_other_are_taken_back_together() {
+        // "c" is all that it takes. "a" and "b" do no harm together, and each does alone.
+        let told = |taken: &Taken, _: &Effort| {
+            let has = |name: &str| taken.keys().any(|key| key.1 == name);
+            trial(
+                if !has("c") {
+                    1000
+                } else if has("a") == has("b") {
+                    700
+                } else {
+                    900
+                },
+                1,
+            )
+        };
+        assert_eq!(searched(&places(["a", "b", "c"]), 3, told, None), ["c"]);
+    }
+
+    #[test]
+    fn hardly_less_is_not_worth_many_more_operators() {
+        let with = |ops| {
+            let told = move |taken: &Taken, _: &Effort| match taken.len() {
+                0 => trial(1000, 2),
+                1 => Trial { ops: 10, ..trial(900, 2) },
+                _ => Trial { ops, ..trial(899, 1) },
+            };
+            searched(&places(["a", "b"]), 1, told, None)
+        };
+        assert_eq!(with(20), ["a"]);
+        assert_eq!(with(19), ["a", "b"]);
     }
 
     #[test]
