@@ -448,7 +448,8 @@ fn chain(graph: &Graph, root: OpId, combination: &Combination, sorted: bool) -> 
     if sorted {
         terms.sort_by_cached_key(|t| ready(graph, t));
     }
-    let accumulated = accumulate(graph, &combination.ty, &terms, addends)
+    let own = own(graph, root, &combination.ops);
+    let accumulated = accumulate(graph, &combination.ty, &terms, addends, &own)
         .ok_or_else(|| format!("a coefficient does not fit {}", combination.ty.dtype))?;
     let ty = graph.op(root).output(0).and_then(|v| graph.tensor_type(v));
     let ty = ty.ok_or("its shape is not known")?;
@@ -458,6 +459,24 @@ fn chain(graph: &Graph, root: OpId, combination: &Combination, sorted: bool) -> 
     let shape = reshape_target(ty).ok_or("the shape of the result has more than one unknown size")?;
     let expr = Expr::op("Reshape", [accumulated.expr, Expr::Constant(Tensor::i64s(&shape))]);
     Ok(Replacement { expr, steps: accumulated.steps })
+}
+
+/// Of the operators of a combination, those whose result serves it alone. A stack that is read twice does not, nor does what
+/// is on the way to it.
+fn own(graph: &Graph, root: OpId, ops: &[OpId]) -> HashSet<OpId> {
+    let within: HashSet<OpId> = ops.iter().copied().collect();
+    let (mut own, mut next) = (HashSet::from([root]), vec![root]);
+    while let Some(op) = next.pop() {
+        for value in graph.op(op).operands().filter(|&v| graph.readers(v) == 1) {
+            let producer = graph.producer(value).filter(|p| within.contains(p));
+            if let Some(producer) = producer.filter(|&p| graph.op(p).results().count() == 1)
+                && own.insert(producer)
+            {
+                next.push(producer);
+            }
+        }
+    }
+    own
 }
 
 /// The operand of a Reshape to this type: -1 for the one size that is not known.
@@ -487,13 +506,14 @@ fn accumulate(
     ty: &TensorType,
     terms: &[Term],
     mut addends: Vec<Factor>,
+    own: &HashSet<OpId>,
 ) -> Option<Replacement> {
-    let common = common_scale(graph, terms, &addends);
+    let common = common_scale(graph, terms, &addends, own);
     // The first constant addend goes into the bias of the first convolution that is read here alone.
     let mut bias_for = None;
     if let Some(at) = addends.iter().position(|f| f.parts.is_empty())
         && let Some(i) =
-            (0..terms.len()).find(|&i| into_conv(graph, terms, i, Some(&addends[at].constant)).is_some())
+            (0..terms.len()).find(|&i| into_conv(graph, terms, i, Some(&addends[at].constant), own).is_some())
     {
         bias_for = Some((i, addends.remove(at).constant));
     }
@@ -507,7 +527,7 @@ fn accumulate(
         let term = &terms[i];
         let x = Expr::Value(term.x?);
         let bias = bias_for.as_ref().filter(|(at, _)| *at == i).map(|(_, bias)| bias);
-        let folded = if common.is_none() { into_conv(graph, terms, i, bias) } else { None };
+        let folded = if common.is_none() { into_conv(graph, terms, i, bias, own) } else { None };
         let negative = folded.is_none() && subtracts(term);
         let product = match folded {
             Some(conv) => conv,
@@ -542,13 +562,13 @@ fn accumulate(
 }
 
 /// The scale that every term shares, where scaling the sum once is cheaper than scaling each term.
-fn common_scale(graph: &Graph, terms: &[Term], addends: &[Factor]) -> Option<f64> {
+fn common_scale(graph: &Graph, terms: &[Term], addends: &[Factor], own: &HashSet<OpId>) -> Option<f64> {
     let scale = terms.first()?.factor.constant.as_scalar()?;
     let shared = terms.len() > 1
         && scale.abs() != 1.0
         && addends.is_empty()
         && terms.iter().all(|t| t.factor.parts.is_empty() && t.factor.constant.as_scalar() == Some(scale))
-        && (0..terms.len()).all(|i| into_conv(graph, terms, i, None).is_none());
+        && (0..terms.len()).all(|i| into_conv(graph, terms, i, None, own).is_none());
     shared.then_some(scale)
 }
 
@@ -591,9 +611,16 @@ fn part_expr(part: &crate::linear::Computed, ty: &TensorType) -> Expr {
 
 /// `s * Conv(p, W, B) + c` as `Conv(p, s*W, s*B + c)`, for constants, where nothing else reads the Conv or its
 /// kernel. `None` where that is not so, or changes nothing.
-fn into_conv(graph: &Graph, terms: &[Term], at: usize, bias: Option<&Array>) -> Option<Expr> {
+fn into_conv(
+    graph: &Graph,
+    terms: &[Term],
+    at: usize,
+    bias: Option<&Array>,
+    own: &HashSet<OpId>,
+) -> Option<Expr> {
     let (x, scale) = (terms[at].x?, &terms[at].factor);
-    if !scale.parts.is_empty() || (scale.is_one() && bias.is_none()) || graph.readers(x) != 1 {
+    let is_own = graph.readers(x) == 1 && graph.uses(x).all(|at| own.contains(&at.op));
+    if !scale.parts.is_empty() || (scale.is_one() && bias.is_none()) || !is_own {
         return None;
     }
     let op = graph.producer(x)?;
@@ -744,6 +771,32 @@ mod tests {
                 t = Add(m, n)
                 c = Conv(p, w, b)
                 z = Add(t, c)
+             }",
+        );
+    }
+
+    #[test]
+    fn a_convolution_that_two_sums_read_through_one_stack_is_not_computed_twice() {
+        check(
+            "f (float[1,2,4,4] x, float[1,2,4,4] p) => (float[1,2,4,4] y, float[1,2,4,4] z)
+             <float[2,2,1,1] w = {1, 2, 3, 4}, float[2] a = {2, 3}, float[2] b = {4, 5}, int64[1] axis = {0}> {
+                c = Conv(p, w)
+                u = Unsqueeze(c, axis)
+                v = Unsqueeze(x, axis)
+                s = Concat<axis = 0>(u, v)
+                y = Einsum<equation = \"n,n...->...\">(a, s)
+                t = Concat<axis = 0>(u, v)
+                z = Einsum<equation = \"n,n...->...\">(b, t)
+             }",
+            "f (float[1,2,4,4] x, float[1,2,4,4] p) => (float[1,2,4,4] y, float[1,2,4,4] z)
+             <float[2,2,1,1] w = {1, 2, 3, 4}, float a = {2}, float a1 = {3}, float b = {4}, float b1 = {5}> {
+                c = Conv(p, w)
+                m = Mul(x, a1)
+                m1 = Mul(c, a)
+                y = Add(m, m1)
+                n = Mul(x, b1)
+                n1 = Mul(c, b)
+                z = Add(n, n1)
              }",
         );
     }
