@@ -11,6 +11,7 @@
 //! do not one by one. Where the target has no operators of its own for that, the search is made once more for ideal
 //! kernels, and where what it takes needs less on the target's kernels, too, it goes on from there. In the end, what came
 //! to nothing together is tried once more with a longer search for the order, where the search may have missed much.
+//! What makes half as many operators again for hardly less is taken back, unless the model has to fit a budget.
 //!
 //! Every trial begins with the same graph. So the outcome does not depend on the way to it, a level replaces the one
 //! below it, and what another offer made possible is found again.
@@ -51,7 +52,7 @@ const WORTHWHILE: u64 = 256;
 /// Going one level further, which makes more and smaller operators, has to bring it down by one part in this many.
 const WORTH_A_LEVEL: u64 = 32;
 
-/// A peak that is no lower than [`WORTHWHILE`] is not worth so many times the operators.
+/// What does not bring it down by [`WORTH_A_LEVEL`] must leave more than so many in three parts of the operators without it.
 const LEANER: usize = 2;
 
 /// A longer search for the order of a trial has to bring it down by one part in this many.
@@ -62,6 +63,9 @@ const NEAR_PEAK: u64 = 63;
 
 /// How many operators the graphs of all trials together may have: some seconds of work.
 const WORK: usize = 300_000;
+
+/// One part in this many comes on top of it for the last step.
+const LAST: usize = 10;
 
 /// The passes that take part, and what they may do.
 pub(crate) struct Offers<'a> {
@@ -465,7 +469,42 @@ impl<'s> Search<'s> {
         if !self.at_end && !self.fits(&best) {
             best = self.detour(best);
         }
-        if self.at_end || self.fits(&best) || self.uncertain.is_empty() { best } else { self.care(best) }
+        if !self.at_end && !self.fits(&best) && !self.uncertain.is_empty() {
+            best = self.care(best);
+        }
+        if self.budget_bytes.is_some() { best } else { self.lean(best) }
+    }
+
+    /// Takes back what makes many operators for hardly less: each takes time to start, and smaller ones are slower.
+    fn lean(&mut self, lowest: Trial) -> Trial {
+        // The longer the search was, the more there may be to take back.
+        self.work += WORK / LAST;
+        self.at_end = false;
+        let peaks = lowest.peaks.clone();
+        let most: Vec<u64> =
+            self.most.iter().zip(&peaks).map(|(most, low)| (*most).min(low + low / WORTH_A_LEVEL)).collect();
+        let mut best = lowest;
+        loop {
+            let changes: Vec<Milder> = best.taken.iter().flat_map(milder).collect();
+            let mut leaner: Option<(Milder, Trial)> = None;
+            let _: Option<()> = self.try_each(&changes, &best.taken, |_, change, trial| {
+                let is_little =
+                    |trial: &Trial| trial.peaks.iter().zip(&most).all(|(peak, most)| peak <= most);
+                let is_lean = |trial: &Trial| trial.ops * 3 <= best.ops * LEANER && is_little(trial);
+                if let Some(trial) = trial.filter(is_lean)
+                    && leaner.as_ref().is_none_or(|(_, found)| trial.peaks[0] < found.peaks[0])
+                {
+                    leaner = Some((change.clone(), trial));
+                }
+                ControlFlow::Continue(())
+            });
+            let Some((Milder { key, level }, trial)) = leaner else { return best };
+            if level.is_none() {
+                let reason = "the peak is hardly lower with it, with many more operators";
+                self.useless.insert(key, reason.to_string());
+            }
+            best = trial;
+        }
     }
 
     /// Goes on from what a search for ideal kernels takes, where that needs less than the best.
@@ -527,13 +566,6 @@ impl<'s> Search<'s> {
                 let reason = || "no work was left to see what would come of it".to_string();
                 self.reasons.extend(untaken.map(|key| (key, reason())));
                 return lowest;
-            }
-            // What only came as high less often may have led nowhere.
-            if !self.at_end && !further && lowest.taken != low.taken {
-                let leaner = self.take_back(lowest);
-                if leaner.ops * LEANER <= best.ops {
-                    best = leaner;
-                }
             }
             if self.at_end || self.fits(&best) || !best.is_below(&low, WORTHWHILE) {
                 return best;
@@ -665,8 +697,9 @@ impl<'s> Search<'s> {
     /// Two offers that were taken at once because both are at the peak can need each other: parts of what one makes are
     /// what the other takes, and either alone at a milder level is worse.
     fn take_back_two(&mut self, best: &Trial) -> Option<Trial> {
-        let milder = |(key, level): (&Key, &usize)| Milder { key: key.clone(), level: level.checked_sub(1) };
-        let each: Vec<Milder> = best.taken.iter().map(milder).collect();
+        let one_level =
+            |(key, level): (&Key, &usize)| Milder { key: key.clone(), level: level.checked_sub(1) };
+        let each: Vec<Milder> = best.taken.iter().map(one_level).collect();
         let pairs: Vec<[Milder; 2]> = (1..each.len())
             .flat_map(|i| each[..i].iter().map(|a| [a.clone(), each[i].clone()]).collect::<Vec<_>>())
             .collect();
@@ -698,11 +731,8 @@ impl<'s> Search<'s> {
     fn take_back_each(&mut self, mut best: Trial) -> Trial {
         let mut left: Vec<(Key, usize)> = best.taken.clone().into_iter().collect();
         loop {
-            let milder = |(key, level): &(Key, usize)| {
-                let levels = std::iter::once(None).chain((0..*level).map(Some));
-                levels.map(|level| Milder { key: key.clone(), level }).collect::<Vec<_>>()
-            };
-            let changes: Vec<Milder> = left.iter().rev().flat_map(milder).collect();
+            let changes: Vec<Milder> =
+                left.iter().rev().flat_map(|(key, level)| milder((key, level))).collect();
             let as_good = self.try_each(&changes, &best.taken, |search, change, trial| match trial {
                 Some(trial) if trial.no_worse(&best) || search.fits(&trial) => {
                     ControlFlow::Break((change.key.clone(), change.level, trial))
@@ -738,6 +768,12 @@ impl Change for Step {
 struct Milder {
     key: Key,
     level: Option<usize>,
+}
+
+/// An offer no more, and at every level below one, mildest first.
+fn milder((key, level): (&Key, &usize)) -> Vec<Milder> {
+    let levels = std::iter::once(None).chain((0..*level).map(Some));
+    levels.map(|level| Milder { key: key.clone(), level }).collect()
 }
 
 impl Change for Milder {
@@ -1095,16 +1131,19 @@ mod tests {
 
     #[test]
     fn hardly_less_is_not_worth_many_more_operators() {
-        let with = |ops| {
-            let told = move |taken: &Taken, _: &Effort| match taken.len() {
-                0 => trial(1000, 2),
-                1 => Trial { ops: 10, ..trial(900, 2) },
-                _ => Trial { ops, ..trial(899, 1) },
+        let offers = places(["a", "b"]);
+        let with = |peak, ops| {
+            let a = offers[0].clone();
+            let told = move |taken: &Taken, _: &Effort| match (taken.contains_key(&a), taken.len()) {
+                (false, _) => Trial { ops: 8, ..trial(1000, 1) },
+                (true, 1) => Trial { ops: 10, ..trial(900, 1) },
+                (true, _) => Trial { ops, ..trial(peak, 1) },
             };
-            searched(&places(["a", "b"]), 1, told, None)
+            searched(&offers, 1, told, None)
         };
-        assert_eq!(with(20), ["a"]);
-        assert_eq!(with(19), ["a", "b"]);
+        assert_eq!(with(880, 15), ["a"]);
+        assert_eq!(with(880, 14), ["a", "b"]);
+        assert_eq!(with(870, 15), ["a", "b"]);
     }
 
     #[test]
