@@ -52,7 +52,7 @@ const WORTHWHILE: u64 = 256;
 /// Going one level further, which makes more and smaller operators, has to bring it down by one part in this many.
 const WORTH_A_LEVEL: u64 = 32;
 
-/// What does not bring it down by [`WORTH_A_LEVEL`] must leave more than so many in three parts of the operators without it.
+/// What brings it down by less than that is not worth it where so many parts in three of the operators do without it.
 const LEANER: usize = 2;
 
 /// A longer search for the order of a trial has to bring it down by one part in this many.
@@ -480,18 +480,20 @@ impl<'s> Search<'s> {
         // The longer the search was, the more there may be to take back.
         self.work += WORK / LAST;
         self.at_end = false;
-        let peaks = lowest.peaks.clone();
-        let most: Vec<u64> =
-            self.most.iter().zip(&peaks).map(|(most, low)| (*most).min(low + low / WORTH_A_LEVEL)).collect();
+        let little_more = lowest.peaks.iter().map(|peak| peak + peak / WORTH_A_LEVEL);
+        let most: Vec<u64> = little_more.zip(&self.most).map(|(little, &most)| little.min(most)).collect();
+        let pays = self.most[0] - self.most[0] / WORTHWHILE;
+        let is_good = |trial: &Trial| {
+            trial.peaks.iter().zip(&most).all(|(peak, most)| peak <= most)
+                && (trial.peaks[0] < pays || trial.taken.is_empty())
+        };
         let mut best = lowest;
         loop {
             let changes: Vec<Milder> = best.taken.iter().flat_map(milder).collect();
             let mut leaner: Option<(Milder, Trial)> = None;
             let _: Option<()> = self.try_each(&changes, &best.taken, |_, change, trial| {
-                let is_little =
-                    |trial: &Trial| trial.peaks.iter().zip(&most).all(|(peak, most)| peak <= most);
-                let is_lean = |trial: &Trial| trial.ops * 3 <= best.ops * LEANER && is_little(trial);
-                if let Some(trial) = trial.filter(is_lean)
+                let is_leaner = |trial: &Trial| trial.ops * 3 <= best.ops * LEANER && is_good(trial);
+                if let Some(trial) = trial.filter(is_leaner)
                     && leaner.as_ref().is_none_or(|(_, found)| trial.peaks[0] < found.peaks[0])
                 {
                     leaner = Some((change.clone(), trial));
@@ -1132,18 +1134,20 @@ mod tests {
     #[test]
     fn hardly_less_is_not_worth_many_more_operators() {
         let offers = places(["a", "b"]);
-        let with = |peak, ops| {
+        let with = |first, one, both, ops| {
             let a = offers[0].clone();
             let told = move |taken: &Taken, _: &Effort| match (taken.contains_key(&a), taken.len()) {
                 (false, _) => Trial { ops: 8, ..trial(1000, 1) },
-                (true, 1) => Trial { ops: 10, ..trial(900, 1) },
-                (true, _) => Trial { ops, ..trial(peak, 1) },
+                (true, 1) => Trial { ops: 10, ..trial(one, 1) },
+                (true, _) => Trial { ops, ..trial(both, 1) },
             };
-            searched(&offers, 1, told, None)
+            searched(&offers, first, told, None)
         };
-        assert_eq!(with(880, 15), ["a"]);
-        assert_eq!(with(880, 14), ["a", "b"]);
-        assert_eq!(with(870, 15), ["a", "b"]);
+        assert_eq!(with(1, 900, 880, 15), ["a"]);
+        assert_eq!(with(1, 900, 880, 14), ["a", "b"]);
+        assert_eq!(with(1, 900, 870, 15), ["a", "b"]);
+        // Alone, "a" is of no use.
+        assert_eq!(with(2, 998, 990, 15), ["a", "b"]);
     }
 
     #[test]
