@@ -140,26 +140,25 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
     let found = search(scheduling.problem(), &effort.search);
     let stands = sized.timelines_in(order)?;
     let before_bytes = stands[0].peak_bytes;
-    // The order where it differs from the one that stands, with what it comes to where that is lower.
-    let lower = |better: &[usize], than: u64| -> Result<Option<(Vec<OpId>, Vec<Timeline>)>, Unknown> {
-        let better = scheduling.order(better);
+    // What is in memory in another order, where that is lower.
+    let lower = |better: &[OpId], than: u64| -> Result<Option<Vec<Timeline>>, Unknown> {
         if better == order {
             return Ok(None);
         }
-        let comes = sized.timelines_in(&better)?;
+        let comes = sized.timelines_in(better)?;
         let mut both = comes.iter().zip(&stands);
         let is_lower =
             comes[0].peak_bytes < than && both.all(|(comes, stands)| comes.peak_bytes <= stands.peak_bytes);
-        Ok(is_lower.then_some((better, comes)))
+        Ok(is_lower.then_some(comes))
     };
-    let polished = polished(sized, &scheduling, &found, effort.planned, (order, &stands[0]));
-    let mut comes = lower(&polished, before_bytes)?;
+    let long = scheduling.order(&polished(sized, &scheduling, &found, effort.planned, (order, &stands[0])));
+    let mut comes = lower(&long, before_bytes)?.map(|timelines| (long, timelines));
     // What is best by the count of the search need not be so in the runtime's plan: there, the little that a trial looked
     // at may be better.
     let so_far = comes.as_ref().map_or(before_bytes, |(_, comes)| comes[0].peak_bytes);
     if so_far > found.lower_bound_bytes && *effort != QUICK {
-        let quick = search(scheduling.problem(), &QUICK.search);
-        comes = lower(&quick.order, so_far)?.or(comes);
+        let short = scheduling.order(&search(scheduling.problem(), &QUICK.search).order);
+        comes = lower(&short, so_far)?.map(|timelines| (short, timelines)).or(comes);
     }
     let (order, timelines) = match comes {
         Some((order, timelines)) => (Some(order), timelines),
