@@ -461,19 +461,15 @@ fn chain(graph: &Graph, root: OpId, combination: &Combination, sorted: bool) -> 
     Ok(Replacement { expr, steps: accumulated.steps })
 }
 
-/// Of the operators of a combination, those whose result serves it alone. A stack that is read twice does not, nor does what
-/// is on the way to it.
-fn own(graph: &Graph, root: OpId, ops: &[OpId]) -> HashSet<OpId> {
+/// The values that serve a combination alone. A stack that is read twice does not, nor does what is on the way to it.
+fn own(graph: &Graph, root: OpId, ops: &[OpId]) -> HashSet<ValueId> {
     let within: HashSet<OpId> = ops.iter().copied().collect();
-    let (mut own, mut next) = (HashSet::from([root]), vec![root]);
+    let (mut own, mut next) = (HashSet::new(), vec![root]);
     while let Some(op) = next.pop() {
         for value in graph.op(op).operands().filter(|&v| graph.readers(v) == 1) {
+            own.insert(value);
             let producer = graph.producer(value).filter(|p| within.contains(p));
-            if let Some(producer) = producer.filter(|&p| graph.op(p).results().count() == 1)
-                && own.insert(producer)
-            {
-                next.push(producer);
-            }
+            next.extend(producer.filter(|&p| graph.op(p).results().count() == 1));
         }
     }
     own
@@ -506,7 +502,7 @@ fn accumulate(
     ty: &TensorType,
     terms: &[Term],
     mut addends: Vec<Factor>,
-    own: &HashSet<OpId>,
+    own: &HashSet<ValueId>,
 ) -> Option<Replacement> {
     let common = common_scale(graph, terms, &addends, own);
     // The first constant addend goes into the bias of the first convolution that is read here alone.
@@ -562,7 +558,7 @@ fn accumulate(
 }
 
 /// The scale that every term shares, where scaling the sum once is cheaper than scaling each term.
-fn common_scale(graph: &Graph, terms: &[Term], addends: &[Factor], own: &HashSet<OpId>) -> Option<f64> {
+fn common_scale(graph: &Graph, terms: &[Term], addends: &[Factor], own: &HashSet<ValueId>) -> Option<f64> {
     let scale = terms.first()?.factor.constant.as_scalar()?;
     let shared = terms.len() > 1
         && scale.abs() != 1.0
@@ -616,11 +612,10 @@ fn into_conv(
     terms: &[Term],
     at: usize,
     bias: Option<&Array>,
-    own: &HashSet<OpId>,
+    own: &HashSet<ValueId>,
 ) -> Option<Expr> {
     let (x, scale) = (terms[at].x?, &terms[at].factor);
-    let is_own = graph.readers(x) == 1 && graph.uses(x).all(|at| own.contains(&at.op));
-    if !scale.parts.is_empty() || (scale.is_one() && bias.is_none()) || !is_own {
+    if !scale.parts.is_empty() || (scale.is_one() && bias.is_none()) || !own.contains(&x) {
         return None;
     }
     let op = graph.producer(x)?;

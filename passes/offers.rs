@@ -489,7 +489,8 @@ impl<'s> Search<'s> {
         };
         let mut best = lowest;
         loop {
-            let changes: Vec<Milder> = best.taken.iter().flat_map(milder).collect();
+            let changes: Vec<Milder> =
+                best.taken.iter().flat_map(|(key, &level)| milder(key, level)).collect();
             let mut leaner: Option<(Milder, Trial)> = None;
             let _: Option<()> = self.try_each(&changes, &best.taken, |_, change, trial| {
                 let is_leaner = |trial: &Trial| trial.ops * 3 <= best.ops * LEANER && is_good(trial);
@@ -702,16 +703,14 @@ impl<'s> Search<'s> {
         let one_level =
             |(key, level): (&Key, &usize)| Milder { key: key.clone(), level: level.checked_sub(1) };
         let each: Vec<Milder> = best.taken.iter().map(one_level).collect();
-        let pairs: Vec<[Milder; 2]> = (1..each.len())
-            .flat_map(|i| each[..i].iter().map(|a| [a.clone(), each[i].clone()]).collect::<Vec<_>>())
-            .collect();
+        let pairs_with = |(i, b)| each[..i].iter().map(move |a: &Milder| [a.clone(), Milder::clone(b)]);
+        let pairs: Vec<[Milder; 2]> = each.iter().enumerate().flat_map(pairs_with).collect();
         // What is left is needed to get further, too.
         if pairs.len().saturating_mul(self.effort().1 * best.ops) > self.work / 2 {
             return None;
         }
-        let fits = |search: &Self, trial: &Trial| trial.no_worse(best) || search.fits(trial);
         self.try_each(&pairs, &best.taken, |search, pair, trial| match trial {
-            Some(trial) if fits(search, &trial) => {
+            Some(trial) if search.is_as_good(&trial, best) => {
                 pair.iter()
                     .filter(|change| change.level.is_none())
                     .for_each(|change| search.untaken(&change.key, best));
@@ -719,6 +718,11 @@ impl<'s> Search<'s> {
             }
             _ => ControlFlow::Continue(()),
         })
+    }
+
+    /// True if a trial can stand in the place of another.
+    fn is_as_good(&self, trial: &Trial, other: &Trial) -> bool {
+        trial.no_worse(other) || self.fits(trial)
     }
 
     /// Notes that an offer was taken back.
@@ -734,9 +738,9 @@ impl<'s> Search<'s> {
         let mut left: Vec<(Key, usize)> = best.taken.clone().into_iter().collect();
         loop {
             let changes: Vec<Milder> =
-                left.iter().rev().flat_map(|(key, level)| milder((key, level))).collect();
+                left.iter().rev().flat_map(|(key, level)| milder(key, *level)).collect();
             let as_good = self.try_each(&changes, &best.taken, |search, change, trial| match trial {
-                Some(trial) if trial.no_worse(&best) || search.fits(&trial) => {
+                Some(trial) if search.is_as_good(&trial, &best) => {
                     ControlFlow::Break((change.key.clone(), change.level, trial))
                 }
                 _ => ControlFlow::Continue(()),
@@ -773,8 +777,8 @@ struct Milder {
 }
 
 /// An offer no more, and at every level below one, mildest first.
-fn milder((key, level): (&Key, &usize)) -> Vec<Milder> {
-    let levels = std::iter::once(None).chain((0..*level).map(Some));
+fn milder(key: &Key, level: usize) -> Vec<Milder> {
+    let levels = std::iter::once(None).chain((0..level).map(Some));
     levels.map(|level| Milder { key: key.clone(), level }).collect()
 }
 
