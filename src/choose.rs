@@ -3,8 +3,9 @@
 //! A session that may optimize replaces operators by fused ones, which get other numbers, so the order that it executes
 //! does not follow from the file alone; and it may need more for operators that by themselves need less. Where ONNX
 //! Runtime is there, it is asked: if the result does not come down to the predicted peak, other ways to arrange the same
-//! operators are measured as well, and where everything needs more than the original, the original's own operators. Those
-//! are tried, too, where the order of the rewritten ones is not proven to be the best, and theirs promises clearly less.
+//! operators are measured as well, and where everything needs more than the original, the original's own operators; they
+//! stay, too, where nothing needs less than they do and they are fewer. In a better order, they are tried where that of the
+//! rewritten ones is not proven to be the best, and theirs promises clearly less.
 //! Without ONNX Runtime, its plan stands in for it.
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use dmopt_ir::Model;
 use dmopt_passes::{Anchors, Outcome, PIPELINE, Schedule, Site, Target};
 use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
 
+use crate::facts::each_graph;
 use crate::report::Arrangement;
 use crate::{Error, Options, Source, onnx, rewrite_with};
 
@@ -75,6 +77,15 @@ struct Way<'a> {
 /// Says what a model needs, in bytes; `None` where that is not known.
 pub(crate) type Scale<'a> = &'a dyn Fn(&Model) -> Option<u64>;
 
+/// Number of operators that do something, those of bodies too.
+fn operators(model: &Model) -> usize {
+    let mut count = 0;
+    each_graph(&model.graph, &mut |graph| {
+        count += graph.ops().filter(|&op| !graph.op(op).is("Constant")).count();
+    });
+    count
+}
+
 /// Takes `first`, or what needs less on this scale: the same operators arranged in another way or the original's.
 ///
 /// # Errors
@@ -125,11 +136,12 @@ pub(crate) fn lightest(
         }
     }
     let needs_more = bytes > before;
+    let is_in_vain = |bytes: u64, model: &Model| bytes == before && operators(model) > operators(original);
     if (needs_more || rewritten && !(is_best && as_promised)) && !asked {
         let name = "as in the original, in a better order".to_string();
         ways.push(Way { name, skip: &others, anchors, target });
     }
-    if needs_more && !asked {
+    if (needs_more || is_in_vain(bytes, &first.model)) && !asked {
         ways.push(Way { name: "as in the original".to_string(), skip: &all, anchors, target });
     }
     let sites = first.outcome.sites.clone();
@@ -152,10 +164,10 @@ pub(crate) fn lightest(
         offers.entry(target.name()).or_insert_with(|| outcome.offers.clone());
         let Some(bytes) = weigh(&model) else { continue };
         measured.push(Arrangement { operators: name, bytes });
-        if bytes < limit {
+        if bytes < limit || skipped == all && bytes == least && is_in_vain(least, &best.model) {
             if skipped.contains(&SITES) {
                 let undone = |site: &Site| match site.rewritten {
-                    true => site.left_alone("the original's operators need less"),
+                    true => site.left_alone("the original's operators need no more"),
                     false => site.clone(),
                 };
                 outcome.sites = sites.iter().map(undone).collect();
@@ -187,4 +199,50 @@ pub(crate) fn measured_peak(
     let sizes = runtime::inputs::assignments(&interface, &check.pins)?.into_iter().next().unwrap_or_default();
     let inputs: Vec<Named> = check.inputs(&interface, &sizes, check.seed)?;
     Ok(ort.peak(&file, &inputs)?.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use dmopt_ir::text::parse_model;
+
+    use super::*;
+    use crate::rewrite;
+
+    /// A layer of three stacked tensors; the stack need not be there, at the price of two layers more.
+    const STACKED: &str = "<ir_version: 10, opset_import: [\"\": 21]>
+        g (float[1,1,64,64] x) => (float[1,1,64,62] y) <float[1,3,1,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}> {
+            a = Exp(x) b = Abs(x) c = Neg(x) stack = Concat<axis = 1>(a, b, c) y = Conv(stack, w)
+        }";
+
+    /// What remains of a model where the original weighs as much as `before`, what came of it as much as `after`; and the
+    /// number of its operators, with that of the original.
+    fn remains(before: u64, after: u64) -> (Candidate, [usize; 2]) {
+        let model = parse_model(STACKED).unwrap();
+        let source =
+            Source { name: String::new(), bytes: Default::default(), path: None, folder: PathBuf::new() };
+        let options = Options::default();
+        let mut rewritten = model.clone();
+        let outcome = rewrite(&mut rewritten, &source, &options).unwrap();
+        assert!(operators(&rewritten) > operators(&model));
+        let weigh = |found: &Model| Some(if operators(found) > operators(&model) { after } else { before });
+        let first = Candidate::new(rewritten, outcome);
+        let best = lightest(&weigh, &source, &model, first, &options).unwrap();
+        let counts = [operators(&best.model), operators(&model)];
+        (best, counts)
+    }
+
+    #[test]
+    fn more_operators_for_as_many_bytes_are_not_taken() {
+        let (best, [found, original]) = remains(1_000_000, 1_000_000);
+        assert_eq!((found, best.weights), (original, Some([1_000_000, 1_000_000])));
+        assert_eq!(best.measured.last().unwrap().operators, "as in the original");
+    }
+
+    #[test]
+    fn more_operators_for_fewer_bytes_are_taken() {
+        let (best, [found, original]) = remains(1_000_000, 999_999);
+        assert!(found > original && best.weights == Some([1_000_000, 999_999]));
+    }
 }

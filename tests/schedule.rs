@@ -94,7 +94,7 @@ fn rewriting_that_stands_in_the_way_of_a_better_order_is_not_taken() {
     assert!(report.notes.iter().any(|note| note.contains("as in the original, in a better order")));
     assert!(!report.mixing_sites.is_empty());
     for site in &report.mixing_sites {
-        assert_eq!(site.fate(), "left alone: the original's operators need less");
+        assert_eq!(site.fate(), "left alone: the original's operators need no more");
     }
     let bytes = std::fs::read(desk.path("m.opt.onnx")).unwrap();
     desk.run("optimize m.opt.onnx again.onnx --no-validate").succeeds();
