@@ -22,6 +22,9 @@ pub struct Choices {
     /// Only this exporter; ts-bn is ts with batch normalizations kept
     #[arg(long, value_name = "NAME", value_parser = ["ts", "dynamo", "ts-bn"])]
     exporter: Option<String>,
+    /// Another batch than usual
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    batch: Option<u64>,
 }
 
 /// Exports the networks.
@@ -35,6 +38,9 @@ pub fn export(choices: &Choices) -> anyhow::Result<()> {
     }
     if let Some(exporter) = &choices.exporter {
         command.arg("--exporter").arg(exporter);
+    }
+    if let Some(batch) = choices.batch {
+        command.arg("--batch").arg(batch.to_string());
     }
     call(&mut command)
 }
