@@ -176,7 +176,8 @@ def main() -> int:
         meaning = (__doc__ or "").split("\n\n")[2].split("beside it. ")[1].replace("\n", " ")
         about = f"""On {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()} dmopt runs as
 `dmopt optimize IN OUT --no-validate`, with all passes; to /dev/null it writes no weights, which the others do. The
-copy is what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX."""
+copy is what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX. How time
+grows with graphs of other shapes stands in [scaling.md](scaling.md)."""
         about = textwrap.fill(" ".join(about.split()), 118, break_on_hyphens=False)
         text = f"""# Benchmarks
 

@@ -1,6 +1,6 @@
 //! Set-up and chores behind one command: `cargo xtask test`, `cargo xtask fixtures`, `cargo xtask network`,
-//! `cargo xtask layer`, `cargo xtask torchvision`, `cargo xtask onnx-backend`,
-//! `cargo xtask bench-peers`, `cargo xtask bench-memory`, `cargo xtask deny`, `cargo xtask kill`, `cargo xtask fuzz`.
+//! `cargo xtask layer`, `cargo xtask torchvision`, `cargo xtask onnx-backend`, `cargo xtask bench-peers`,
+//! `cargo xtask bench-scaling`, `cargo xtask bench-memory`, `cargo xtask deny`, `cargo xtask kill`, `cargo xtask fuzz`.
 
 #![forbid(unsafe_code)]
 
@@ -45,6 +45,8 @@ enum Command {
     OnnxBackend(peers::Conformance),
     /// Time dmopt and other optimizers on large models, and write docs/benchmarks.md
     BenchPeers,
+    /// Time dmopt on graphs of many shapes and of two sizes, and write docs/scaling.md
+    BenchScaling,
     /// Measure what results need in ONNX Runtime beside their originals, and write docs/results.md
     BenchMemory(bench_memory::Bench),
     /// Kill processes that write models, at random moments, and look at what they leave
@@ -74,6 +76,7 @@ fn main() -> anyhow::Result<()> {
         Command::Deny => deny::run(),
         Command::OnnxBackend(choices) => peers::conformance(&choices),
         Command::BenchPeers => peers::bench(),
+        Command::BenchScaling => peers::scaling(),
         Command::BenchMemory(bench) => bench_memory::run(&bench),
         Command::Kill { times } => test::kill(times),
         Command::Fuzz(choices) => fuzz::run(&choices),

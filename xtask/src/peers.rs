@@ -1,4 +1,4 @@
-//! dmopt beside other optimizers: on the models of the ONNX backend tests, and on large ones.
+//! dmopt beside other optimizers: on the models of the ONNX backend tests, and on large ones; and on graphs that grow.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,6 +58,13 @@ pub fn bench() -> anyhow::Result<()> {
     let mut script = Command::new(&python);
     script.arg("scripts/bench_peers.py").arg(&folder).arg("--dmopt").arg(release()?);
     call(script.args(["--markdown", "docs/benchmarks.md"]))
+}
+
+/// Times dmopt on graphs of many shapes and sizes, and writes docs/scaling.md.
+pub fn scaling() -> anyhow::Result<()> {
+    let mut script = Command::new(python()?);
+    script.arg("scripts/bench_scaling.py").arg(target_folder().join("bench-scaling"));
+    call(script.arg("--dmopt").arg(release()?).args(["--markdown", "docs/scaling.md"]))
 }
 
 /// A Python that has them all.
