@@ -51,7 +51,7 @@ fn examples(lines: &[(&str, &str)]) -> String {
 /// Prints text, or with `json` what the value is in JSON.
 fn print(text: impl FnOnce() -> String, value: &impl serde::Serialize, json: bool) -> anyhow::Result<()> {
     let text = match json {
-        true => serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n",
+        true => style::json(value).context("cannot write JSON")?,
         false => style::shown(&text()),
     };
     let mut stdout = anstream::stdout().lock();

@@ -405,8 +405,8 @@ impl Optimize {
     /// Writes the report, and the table to where people read: standard output, unless that carries data.
     fn tell(&self, report: &Report, output: &Path) -> anyhow::Result<()> {
         if let Some(path) = &self.report {
-            let text = serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
-            dmopt::onnx::replace(path, |file| file.write_all((text + "\n").as_bytes()))?;
+            let text = super::style::json(report).context("cannot write the report as JSON")?;
+            dmopt::onnx::replace(path, |file| file.write_all(text.as_bytes()))?;
         }
         if self.quiet {
             return Ok(());

@@ -41,6 +41,24 @@ pub fn shown(text: &str) -> String {
     shown
 }
 
+/// A value in JSON that a terminal may have, too: what would control it is escaped, as `\u009b`.
+///
+/// # Errors
+/// The value cannot be written in JSON.
+pub fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+    let mut shown = String::new();
+    for c in serde_json::to_string_pretty(value)?.chars() {
+        match c {
+            // JSON itself has no others; they are from within strings.
+            c if c != '\n' && c.is_control() || changes_direction(c) => {
+                shown += &format!("\\u{:04x}", u32::from(c));
+            }
+            c => shown.push(c),
+        }
+    }
+    Ok(shown + "\n")
+}
+
 /// Makes what follows appear in another order.
 fn changes_direction(c: char) -> bool {
     matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -54,5 +72,13 @@ mod tests {
     fn styles_reach_the_terminal_and_nothing_else_that_it_obeys() {
         let text = format!("{BAD}bad{BAD:#} \x1b[2Jname\x07\u{9b}\u{202e}\r\n");
         assert_eq!(shown(&text), "\x1b[31mbad\x1b[0m \\u{1b}[2Jname\\u{7}\\u{9b}\\u{202e}\\u{d}\n");
+    }
+
+    #[test]
+    fn json_controls_no_terminal_and_says_the_same() {
+        let names = ["\x1b[2J", "\u{7f}\u{9b}\u{202e}", "\u{e9}\n\t"];
+        let text = json(&names).unwrap();
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control() && !changes_direction(c)), "{text:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), names);
     }
 }
