@@ -29,7 +29,7 @@ CHANNELS = 8
 DIMS = [1, CHANNELS, 4, 4]
 
 node = helper.make_node
-Dims = list[int | str] | None
+Dims = list[int | str]
 
 
 def value(name: str, dims: Dims = DIMS, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
@@ -59,10 +59,17 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def chain(count: int, step: Callable[[str, str, int], list[NodeProto]], **rest: object) -> ModelProto:
-    """`step(before, after, i)`, so often, one after the other."""
+def chain(
+    count: int,
+    step: Callable[[str, str, int], list[NodeProto]],
+    inputs: list[str | onnx.ValueInfoProto] | None = None,
+    constants: list[TensorProto] | None = None,
+    before: Dims = DIMS,
+    after: Dims = DIMS,
+) -> ModelProto:
+    """`step(v, w, i)` computes w of v: so often, one after the other. `before` and `after` are the sizes at the ends."""
     nodes = [made for i in range(count) for made in step(f"v{i}", f"v{i + 1}", i)]
-    return model(nodes, ["v0", *rest.pop("inputs", [])], [value(f"v{count}", rest.pop("dims", DIMS))], **rest)
+    return model(nodes, [value("v0", before), *(inputs or [])], [value(f"v{count}", after)], constants)
 
 
 # Each shape is a function whose first line says what it is.
@@ -90,14 +97,14 @@ def casts(n: int) -> ModelProto:
 
 def transposes(n: int) -> ModelProto:
     """a chain of Transpose"""
-    return chain(n, lambda v, w, i: [node("Transpose", [v], [w], perm=[0, 2, 3, 1])], dims=None)
+    return chain(n, lambda v, w, i: [node("Transpose", [v], [w], perm=[0, 2, 3, 1])], after=[1, "H", "W", "C"])
 
 
 def reshapes(n: int) -> ModelProto:
     """a chain of Reshape and Relu"""
     step = lambda v, w, i: [node("Relu", [v], [w]) if i % 2 else node("Reshape", [v, f"s{i % 4 // 2}"], [w])]
     shapes = [constant("s0", [8, 16], np.int64), constant("s1", DIMS, np.int64)]
-    return chain(n, step, dims=None, constants=shapes)
+    return chain(n // 4 * 4, step, constants=shapes)
 
 
 def shapes(n: int) -> ModelProto:
@@ -107,8 +114,7 @@ def shapes(n: int) -> ModelProto:
         node("Reshape", [v, f"s{i}"], [f"r{i}"]),
         node("Relu", [f"r{i}"], [w]),
     ]
-    nodes = [made for i in range(n // 3) for made in step(f"v{i}", f"v{i + 1}", i)]
-    return model(nodes, [value("v0", ["N", 8, "H", 4])], [value(f"v{n // 3}", None)])
+    return chain(n // 3, step, before=["N", 8, "H", 4], after=["N", 8, "H", 4])
 
 
 def affine(n: int) -> ModelProto:
