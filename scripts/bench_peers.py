@@ -142,6 +142,14 @@ def machine() -> str:
     return f"{len(names)} cores of {name}, {kib / 1e6:.0f} GB, load {load:.1f} when it began"
 
 
+def version_of(dmopt: Path) -> str:
+    return subprocess.run([dmopt, "--version"], capture_output=True, text=True).stdout.strip()
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 118, break_on_hyphens=False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -171,14 +179,12 @@ def main() -> int:
         head = f"| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}"
         sections.append("\n".join([title, "", head, *lines]))
     if arguments.markdown:
-        version = subprocess.run([arguments.dmopt, "--version"], capture_output=True, text=True).stdout.strip()
-        versions = ", ".join([version] + [f"{name} {metadata.version(name)}" for name in PEERS])
+        versions = ", ".join([version_of(arguments.dmopt)] + [f"{name} {metadata.version(name)}" for name in PEERS])
         meaning = (__doc__ or "").split("\n\n")[2].split("beside it. ")[1].replace("\n", " ")
         about = f"""On {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()} dmopt runs as
 `dmopt optimize IN OUT --no-validate`, with all passes; to /dev/null it writes no weights, which the others do. The
 copy is what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX. How time
 grows with graphs of other shapes stands in [scaling.md](scaling.md)."""
-        about = textwrap.fill(" ".join(about.split()), 118, break_on_hyphens=False)
         text = f"""# Benchmarks
 
 dmopt and other optimizers on models of real sizes, a cold process each. Written by
@@ -188,7 +194,7 @@ dmopt and other optimizers on models of real sizes, a cold process each. Written
 {arguments.command}
 ```
 
-{about}
+{paragraph(about)}
 
 {chr(10).join(section + chr(10) for section in sections)}"""
         arguments.markdown.write_text(text.rstrip() + "\n")

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Callable
 
@@ -22,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bench_peers import LIMIT_SECONDS, machine, measure
+from bench_peers import LIMIT_SECONDS, UNWRITTEN, machine, measure, paragraph, tools, version_of
 
 TIMES = 4
 CHANNELS = 8
@@ -103,8 +101,8 @@ def transposes(n: int) -> ModelProto:
 def reshapes(n: int) -> ModelProto:
     """a chain of Reshape and Relu"""
     step = lambda v, w, i: [node("Relu", [v], [w]) if i % 2 else node("Reshape", [v, f"s{i % 4 // 2}"], [w])]
-    shapes = [constant("s0", [8, 16], np.int64), constant("s1", DIMS, np.int64)]
-    return chain(n // 4 * 4, step, constants=shapes)
+    constants = [constant("s0", [8, 16], np.int64), constant("s1", DIMS, np.int64)]
+    return chain(n // 4 * 4, step, constants=constants)
 
 
 def shapes(n: int) -> ModelProto:
@@ -208,7 +206,7 @@ def last_six(n: int) -> ModelProto:
     """each value is relu of the sum of the six before it"""
     nodes = [node("Relu", ["x"], ["r0"])]
     for i in range(1, n // 2):
-        nodes.append(node("Sum", names("r", i)[-6:], [f"s{i}"]))
+        nodes.append(node("Sum", [f"r{j}" for j in range(max(0, i - 6), i)], [f"s{i}"]))
         nodes.append(node("Relu", [f"s{i}"], [f"r{i}"]))
     return model(nodes, ["x"], [f"r{n // 2 - 1}"])
 
@@ -364,7 +362,7 @@ def main() -> int:
     add("--command", default="cargo xtask bench-scaling")
     arguments = parser.parse_args()
     where, few = machine(), arguments.operators
-    command = [str(arguments.dmopt.resolve()), "optimize", "{model}", "/dev/null", "--no-validate", "-q"]
+    command = tools(arguments.dmopt.resolve())[UNWRITTEN]
     rows = []
     for shape in SHAPES:
         what = (shape.__doc__ or "").strip()
@@ -384,10 +382,8 @@ def main() -> int:
         rows.append(f"| {what} | {seconds[0]:.2f} | {seconds[1]:.2f} | {seconds[1] / max(seconds[0], 0.01):.1f} |")
         print(rows[-1], flush=True)
     if arguments.markdown:
-        version = subprocess.run([arguments.dmopt, "--version"], capture_output=True, text=True).stdout.strip()
         meaning = (__doc__ or "").split("\n\n")[2].split("written. ")[1]
-        about = " ".join(f"On {where}, with {version}. {meaning}".split())
-        about = textwrap.fill(about, 118, break_on_hyphens=False)
+        about = f"On {where}, with {version_of(arguments.dmopt)}. {meaning}"
         text = f"""# How time grows with the graph
 
 `dmopt optimize MODEL /dev/null --no-validate`, with all passes, on graphs of {few:,} operators and of {TIMES * few:,}. Written by
@@ -397,7 +393,7 @@ def main() -> int:
 {arguments.command}
 ```
 
-{about}
+{paragraph(about)}
 
 | graph | {few:,}, s | {TIMES * few:,}, s | ratio |
 |---|---:|---:|---:|
