@@ -35,6 +35,7 @@ mod resolve_reshape;
 mod schedule_for_memory;
 mod split_concat;
 mod split_hidden;
+mod split_rows;
 
 pub use driver::{FOLD_BUDGET, run};
 pub use fuse_scaled_sum::mixing_sites;
@@ -59,6 +60,7 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &fuse_layer_affine::FuseLayerAffine,
     &fold_batch_norm::FoldBatchNorm,
     &split_concat::SplitConcat,
+    &split_rows::SplitRows,
     &split_hidden::SplitHidden,
     &nest_scaled_sum::NestScaledSum,
     &schedule_for_memory::ScheduleForMemory,

@@ -171,6 +171,49 @@ fn combination(u: &mut Unstructured<'_>) -> Result<String> {
     Ok(block.model(channels, &[(sum, channels), (all, channels)]))
 }
 
+/// Two products of matrices, stacked or not, with operators between that treat each row by itself.
+fn attention(u: &mut Unstructured<'_>) -> Result<String> {
+    let stack: Vec<u64> =
+        (0..u.int_in_range(0..=2)?).map(|_| u.int_in_range(1..=4)).collect::<Result<_>>()?;
+    let [rows, keys] = [u.int_in_range(1..=300)?, u.int_in_range(1..=9)?];
+    let of = |matrix: [u64; 2]| [&stack[..], &matrix].concat();
+    let text = |dims: &[u64]| dims.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    // One factor may serve the whole stack.
+    let second = if u.arbitrary()? { of([keys, 3]) } else { vec![keys, 3] };
+    let mut block = Block::default();
+    block.line("MatMul(q, k)".to_string());
+    for _ in 0..u.int_in_range(0..=5)? {
+        let x = block.last.clone();
+        let scores = of([rows, keys]);
+        let from = u.choose_index(scores.len())?;
+        let other: Vec<u64> = scores[from..]
+            .iter()
+            .map(|&size| Ok(if u.ratio(1, 3)? { 1 } else { size }))
+            .collect::<Result<_>>()?;
+        let call = match u.int_in_range(0..=4)? {
+            0 => format!("Softmax<axis = -1>({x})"),
+            1 => format!("Mul({x}, {})", block.weight(&other)),
+            2 => format!("Add({}, {x})", block.weight(&other)),
+            3 => {
+                let s = block.line(format!("Tanh({x})"));
+                format!("Mul({x}, {s})")
+            }
+            _ => format!("Relu({x})"),
+        };
+        block.line(call);
+    }
+    let y = block.line(format!("MatMul({}, v)", block.last));
+    Ok(format!(
+        "f (float[{}] q, float[{}] k, float[{}] v) => (float[{}] {y}) <{}> {{ {} }}",
+        text(&of([rows, 2])),
+        text(&of([2, keys])),
+        text(&second),
+        text(&of([rows, 3])),
+        block.weights.join(", "),
+        block.lines.join("\n")
+    ))
+}
+
 fn model(text: &str) -> Model {
     let mut model = parse_model_filled(text, &mut seeded).unwrap_or_else(|error| panic!("{text}\n{error}"));
     infer::infer_graph(&mut model.graph);
@@ -272,6 +315,11 @@ fn keeps(pass: &str, block: fn(&mut Unstructured<'_>) -> Result<String>) {
 #[test]
 fn parts_of_a_concat_add_up() {
     keeps("split-concat", concat);
+}
+
+#[test]
+fn slices_of_rows_are_those_of_the_whole() {
+    keeps("split-rows", attention);
 }
 
 #[test]

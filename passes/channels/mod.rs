@@ -23,7 +23,7 @@ use dmopt_ir::Graph;
 use crate::{Miss, Offer};
 
 pub(crate) use layer::Layer;
-pub(crate) use region::{Region, Site, sites};
+pub(crate) use region::{Region, Site, is_elementwise, sites};
 
 /// The offers to compute sites part by part, at as many levels as a region has; none where it has none.
 pub(crate) fn offers<'g>(

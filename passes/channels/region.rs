@@ -528,7 +528,7 @@ impl Channelwise {
             return None;
         }
         let name = op.op_type.as_str();
-        if ELEMENTWISE.binary_search(&name).is_ok() {
+        if is_elementwise(op) {
             return Some(Channelwise::Elementwise);
         }
         if axis != 1 {
@@ -558,7 +558,12 @@ impl Channelwise {
     }
 }
 
-/// Operators each element of whose result depends on one element of each operand alone, operands broadcast.
+/// True for operators each element of whose result depends on one element of each operand alone, operands broadcast.
+pub(crate) fn is_elementwise(op: &Op) -> bool {
+    op.is_standard() && ELEMENTWISE.binary_search(&op.op_type.as_str()).is_ok()
+}
+
+/// See [`is_elementwise`].
 #[rustfmt::skip]
 const ELEMENTWISE: &[&str] = &[
     "Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",

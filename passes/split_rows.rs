@@ -1,0 +1,574 @@
+//! Compute what lies between two products of matrices in slices of its rows.
+//!
+//! A row of a product is computed of that row of the first factor alone, and so is what elementwise operators and a Softmax
+//! along the row make of it. With `R_k` the rows of slice k,
+//! ```text
+//! MatMul(f(MatMul(A, B)), V)  =  Concat_k(MatMul(f(MatMul(A[R_k], B)), V))
+//! ```
+//! so that no more than one slice of what lies between has to exist at a time. In attention that is the largest tensor of
+//! all, a number for every two positions and every head. Instead of rows, the slices may be those of an axis of the stack of
+//! matrices, such as the heads, where that makes more of them: then `B` and `V` are cut, too.
+//!
+//! Multiplications stay as many as they were. There are about 2, 4, 8, 16 or 32 slices, and as few as bring the predicted
+//! peak of the whole graph down; of 128 rows or more, or of 16 where all second factors are constants.
+//!
+//! Class: a matrix with fewer rows may be multiplied in another order of additions; no sum has other summands.
+//! Left alone: axes of a size that the model leaves open; what something else reads as a whole; slices.
+//!
+//! ```onnx
+//! f (float[1,256,8] q, float[1,8,64] k, float[1,64,8] v) => (float[1,256,8] y) {
+//!   s = MatMul(q, k)
+//!   p = Softmax<axis = -1>(s)
+//!   y = MatMul(p, v)
+//! }
+//! ```
+//! ->
+//! ```onnx
+//! f (float[1,64,8] q, float[1,8,64] k, float[1,64,8] v) => (float[1,64,8] y)
+//! <
+//!   int64[1] q_from_0 = {0},
+//!   int64[1] q_to_0 = {16},
+//!   int64[1] q_axis_0 = {1},
+//!   int64[1] q_from_1 = {16},
+//!   int64[1] q_to_1 = {32},
+//!   int64[1] q_axis_1 = {1},
+//!   int64[1] q_from_2 = {32},
+//!   int64[1] q_to_2 = {48},
+//!   int64[1] q_axis_2 = {1},
+//!   int64[1] q_from_3 = {48},
+//!   int64[1] q_to_3 = {64},
+//!   int64[1] q_axis_3 = {1}
+//! >
+//! {
+//!   q_0 = Slice(q, q_from_0, q_to_0, q_axis_0)
+//!   s_0 = MatMul(q_0, k)
+//!   p_0 = Softmax<axis = -1>(s_0)
+//!   y_0 = MatMul(p_0, v)
+//!   q_1 = Slice(q, q_from_1, q_to_1, q_axis_1)
+//!   s_1 = MatMul(q_1, k)
+//!   p_1 = Softmax<axis = -1>(s_1)
+//!   y_1 = MatMul(p_1, v)
+//!   q_2 = Slice(q, q_from_2, q_to_2, q_axis_2)
+//!   s_2 = MatMul(q_2, k)
+//!   p_2 = Softmax<axis = -1>(s_2)
+//!   y_2 = MatMul(p_2, v)
+//!   q_3 = Slice(q, q_from_3, q_to_3, q_axis_3)
+//!   s_3 = MatMul(q_3, k)
+//!   p_3 = Softmax<axis = -1>(s_3)
+//!   y_3 = MatMul(p_3, v)
+//!   y = Concat<axis = 1>(y_0, y_1, y_2, y_3)
+//! }
+//! ```
+//!
+//! refused: rows are computed of other rows
+//! ```onnx
+//! f (float[1,64,8] q, float[1,8,64] k, float[1,64,8] v) => (float[1,64,8] y) {
+//!   s = MatMul(q, k)
+//!   t = Transpose<perm = [0, 2, 1]>(s)
+//!   y = MatMul(t, v)
+//! }
+//! ```
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+
+use dmopt_ir::{
+    Dim, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Slot, Tensor, Type, ValueId,
+};
+
+use crate::channels::is_elementwise;
+use crate::linear::axis as axis_of;
+use crate::{Context, Miss, Offer, Pass, Planning, Stage, order_of};
+
+/// See the header of this file.
+pub struct SplitRows;
+
+/// Slices at each level, or fewer where they would be smaller than allowed.
+const COUNTS: [u64; 5] = [2, 4, 8, 16, 32];
+
+/// Products of fewer rows than this are slow: before it multiplies, ONNX Runtime packs the second factor, which takes as
+/// long as some rows.
+const LEAST_ROWS: u64 = 128;
+
+/// The same where second factors are constants, which are packed once.
+const LEAST_ROWS_PACKED: u64 = 16;
+
+/// Regions of more operators than this are left alone.
+const MAX_OPS: usize = 64;
+
+impl Pass for SplitRows {
+    fn name(&self) -> &'static str {
+        "split-rows"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("split_rows.rs")
+    }
+
+    fn safety(&self) -> Safety {
+        Safety::Reassociates
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Offering
+    }
+
+    fn run(&self, _: &mut Rewriter<'_>, _: &mut Context<'_>) {}
+
+    fn offers(&self, graph: &Graph, _: &Planning) -> Vec<Offer> {
+        let offer = |op: OpId| {
+            let region = Region::of(graph, op)?;
+            let levels = region.levels();
+            (levels > 0).then_some(Offer { start: op, op, relieves: region.values, levels, refused: None })
+        };
+        order_of(graph).into_iter().filter_map(offer).collect()
+    }
+
+    fn take(&self, graph: &Graph, _: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
+        let region = Region::of(graph, offer.op).ok_or(Miss::NoMatch)?;
+        region.in_slices(&region.at_level(level).ok_or(Miss::NoMatch)?)
+    }
+}
+
+/// What lies between a product and those before it.
+struct Region<'g> {
+    graph: &'g Graph,
+    /// The product that reads it.
+    sink: OpId,
+    /// The axis of the sink's result that the slices are of.
+    axis: usize,
+    size: u64,
+    /// All slices but the last have a multiple of so many rows.
+    grain: u64,
+    /// What exists slice by slice, with the axis of the slices.
+    inner: BTreeMap<ValueId, usize>,
+    /// The same values in the order in which they were found.
+    values: Vec<ValueId>,
+}
+
+/// What an operator reads of an operand to compute a slice of its result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    /// All of it.
+    Whole,
+    /// The same slice along this axis.
+    Slice(usize),
+}
+
+impl<'g> Region<'g> {
+    /// The region that this product reads, along the axis that makes the most slices; of several, rows before others.
+    fn of(graph: &'g Graph, sink: OpId) -> Option<Region<'g>> {
+        // Slice has operands since then.
+        if !is_product(graph, sink) || graph.opset("") < 10 {
+            return None;
+        }
+        let rank = graph.tensor_type(graph.op(sink).output(0)?)?.rank()?;
+        let rows = rank.checked_sub(2)?;
+        let found = std::iter::once(rows).chain(0..rows).filter_map(|axis| Region::along(graph, sink, axis));
+        let most = |region: &Region<'_>| region.size.div_ceil(region.grain).min(COUNTS[COUNTS.len() - 1]);
+        let best = found.reduce(|best, other| if most(&other) > most(&best) { other } else { best });
+        best.filter(|region| !region.is_slice())
+    }
+
+    fn along(graph: &'g Graph, sink: OpId, axis: usize) -> Option<Region<'g>> {
+        let shape = graph.tensor_type(graph.op(sink).output(0)?)?.shape.as_deref()?;
+        let size = shape.get(axis)?.known()?;
+        let are_rows = axis + 2 == shape.len();
+        let is_packed = |id: OpId| graph.op(id).input(1).is_some_and(|v| graph.constant(v).is_some());
+        let mut whole: HashSet<ValueId> = HashSet::new();
+        loop {
+            let mut region =
+                Region { graph, sink, axis, size, grain: 1, inner: BTreeMap::new(), values: Vec::new() };
+            let (mut ops, mut pending) = (HashSet::from([sink]), vec![(sink, axis)]);
+            let (mut products, mut torn) = (Vec::new(), Vec::new());
+            while let Some((id, axis)) = pending.pop() {
+                let roles = roles(graph, id, axis)?;
+                if id != sink && is_product(graph, id) {
+                    products.push(id);
+                    continue;
+                }
+                for (operand, role) in graph.op(id).inputs.iter().zip(roles) {
+                    let (Some(value), Role::Slice(axis)) = (*operand, role) else { continue };
+                    if let Some(&own) = region.inner.get(&value) {
+                        torn.extend((own != axis).then_some(value));
+                        continue;
+                    }
+                    let by = graph.producer(value).filter(|&by| roles_fit(graph, by, axis));
+                    let Some(by) = by.filter(|_| !whole.contains(&value)) else { continue };
+                    region.inner.insert(value, axis);
+                    region.values.push(value);
+                    ops.insert(by);
+                    pending.push((by, axis));
+                    if ops.len() > MAX_OPS {
+                        return None;
+                    }
+                }
+            }
+            // What is read elsewhere, or in slices of another axis, has to exist as a whole.
+            let is_read_within = |v: ValueId| {
+                let mut uses = graph.uses(v);
+                uses.len() == graph.readers(v)
+                    && uses.all(|at| ops.contains(&at.op) && matches!(at.slot, Slot::Operand(_)))
+            };
+            torn.extend(region.values.iter().copied().filter(|&v| !is_read_within(v)));
+            if torn.is_empty() {
+                region.grain = match products.iter().chain([&sink]).all(|&id| is_packed(id)) {
+                    _ if !are_rows => 1,
+                    true => LEAST_ROWS_PACKED,
+                    false => LEAST_ROWS,
+                };
+                return (!products.is_empty()).then_some(region);
+            }
+            whole.extend(torn);
+        }
+    }
+
+    /// True for a slice that this pass made: it is cut out before and put together after.
+    fn is_slice(&self) -> bool {
+        let graph = self.graph;
+        let is_put_together = graph.op(self.sink).output(0).is_some_and(|result| {
+            graph.uses(result).any(|at| {
+                let op = graph.op(at.op);
+                let along = op.int("axis").zip(graph.tensor_type(result).and_then(|ty| ty.rank()));
+                op.is("Concat") && along.and_then(|(axis, rank)| axis_of(axis, rank)) == Some(self.axis)
+            })
+        });
+        let first_factors = self.values.iter().filter_map(|&v| graph.producer(v));
+        let mut first_factors = first_factors.filter(|&op| is_product(graph, op));
+        is_put_together
+            && first_factors.any(|op| {
+                let before = graph.op(op).input(0).and_then(|v| graph.producer(v));
+                before.is_some_and(|before| graph.op(before).is("Slice"))
+            })
+    }
+
+    fn levels(&self) -> usize {
+        let mut before = 1;
+        let is_finer = |&level: &usize| {
+            let count = self.at_level(level).map_or(0, |slices| slices.len());
+            count > std::mem::replace(&mut before, count)
+        };
+        (0..COUNTS.len()).take_while(is_finer).count()
+    }
+
+    /// The slices at a level.
+    fn at_level(&self, level: usize) -> Option<Vec<Range<u64>>> {
+        let width = self.size.div_ceil(*COUNTS.get(level)?).next_multiple_of(self.grain);
+        let slices = 0..self.size.div_ceil(width);
+        Some(slices.map(|slice| slice * width..self.size.min((slice + 1) * width)).collect())
+    }
+
+    fn in_slices(&self, slices: &[Range<u64>]) -> Result<Patch, Miss> {
+        let graph = self.graph;
+        let result = graph.op(self.sink).output(0).ok_or(Miss::NoMatch)?;
+        let mut patch = Patch::new(Safety::Reassociates);
+        let (mut parts, mut numbers) = (Vec::with_capacity(slices.len()), HashMap::new());
+        for (number, range) in slices.iter().enumerate() {
+            let (patch, numbers) = (&mut patch, &mut numbers);
+            let mut part = Part { region: self, range, number, patch, numbers, done: HashMap::new() };
+            parts.push(part.compute(self.sink, result, self.axis)?);
+        }
+        let ty = graph.value(result).ty.clone();
+        let mut concat = NewOp::new("Concat", parts).attribute("axis", self.axis as i64).typed(ty);
+        if !graph.op(self.sink).name.is_empty() {
+            concat = concat.named_apart(format!("{}_slices", graph.op(self.sink).name));
+        }
+        let whole = patch.add_op(concat);
+        patch.replace_uses(result, whole);
+        Ok(patch)
+    }
+}
+
+/// One slice of a region, on its way into a patch.
+struct Part<'a, 'g> {
+    region: &'a Region<'g>,
+    range: &'a Range<u64>,
+    number: usize,
+    patch: &'a mut Patch,
+    /// Constants that say where slices are.
+    numbers: &'a mut HashMap<u64, Operand>,
+    /// What is there already, along an axis.
+    done: HashMap<(ValueId, usize), Operand>,
+}
+
+impl Part<'_, '_> {
+    /// This slice of a value.
+    fn slice(&mut self, value: ValueId, axis: usize) -> Result<Operand, Miss> {
+        if let Some(&done) = self.done.get(&(value, axis)) {
+            return Ok(done);
+        }
+        let graph = self.region.graph;
+        let own = match (self.region.inner.get(&value), graph.producer(value)) {
+            (Some(_), Some(by)) => self.compute(by, value, axis)?,
+            _ => self.cut(value, axis),
+        };
+        self.done.insert((value, axis), own);
+        Ok(own)
+    }
+
+    /// Cuts this slice out of a value that exists as a whole.
+    fn cut(&mut self, value: ValueId, axis: usize) -> Operand {
+        let graph = self.region.graph;
+        let result = graph.op(self.region.sink).output(0);
+        let name = result.map_or("", |result| graph.value(result).name.as_str());
+        let mut constant = |number: u64| {
+            let made = || self.patch.constant(&format!("{name}_{number}"), Tensor::i64s(&[number as i64]));
+            *self.numbers.entry(number).or_insert_with(made)
+        };
+        let [from, to, axes] = [self.range.start, self.range.end, axis as u64].map(&mut constant);
+        self.emit(NewOp::new("Slice", [value.into(), from, to, axes]), value, axis)
+    }
+
+    /// Computes this slice of the result of an operator.
+    fn compute(&mut self, id: OpId, value: ValueId, axis: usize) -> Result<Operand, Miss> {
+        let graph = self.region.graph;
+        let roles = roles(graph, id, axis).ok_or(Miss::NoMatch)?;
+        let mut operands = Vec::with_capacity(roles.len());
+        for (operand, role) in graph.op(id).inputs.iter().zip(roles) {
+            operands.push(match (*operand, role) {
+                (Some(operand), Role::Slice(axis)) => Some(self.slice(operand, axis)?),
+                (operand, _) => operand.map(Operand::Value),
+            });
+        }
+        let mut new = NewOp::like(graph, id, operands);
+        if !graph.op(id).name.is_empty() {
+            new = new.named_apart(format!("{}_{}", graph.op(id).name, self.number));
+        }
+        Ok(self.emit(new, value, axis))
+    }
+
+    fn emit(&mut self, new: NewOp, value: ValueId, axis: usize) -> Operand {
+        let graph = self.region.graph;
+        let mut ty = graph.tensor_type(value).cloned();
+        if let Some(dim) = ty.as_mut().and_then(|ty| ty.shape.as_mut()?.get_mut(axis)) {
+            *dim = Dim::Known(self.range.end - self.range.start);
+        }
+        let name = format!("{}_{}", graph.value(value).name, self.number);
+        let new = new.typed(ty.map(Type::Tensor)).at(Position::AfterOperands);
+        self.patch.add_op(new.result_named(&name))
+    }
+}
+
+fn is_product(graph: &Graph, id: OpId) -> bool {
+    let op = graph.op(id);
+    op.is("MatMul") || op.is("Gemm") && op.int("transA").unwrap_or(0) == 0
+}
+
+fn roles_fit(graph: &Graph, id: OpId, axis: usize) -> bool {
+    roles(graph, id, axis).is_some()
+}
+
+/// What an operator reads to compute a slice of its only result along an axis; `None` where slices do not do.
+fn roles(graph: &Graph, id: OpId, axis: usize) -> Option<Vec<Role>> {
+    let op = graph.op(id);
+    let result = op.output(0).filter(|_| op.results().count() == 1)?;
+    let shape = graph.tensor_type(result)?.shape.as_deref()?;
+    let (rank, size) = (shape.len(), shape.get(axis)?.known()?);
+    // Operands broadcast, but for the last two axes of matrices.
+    let role = |operand: &Option<ValueId>| {
+        let Some(value) = *operand else { return Some(Role::Whole) };
+        let shape = graph.tensor_type(value)?.shape.as_deref()?;
+        let Some(own) = (axis + shape.len()).checked_sub(rank) else { return Some(Role::Whole) };
+        match shape.get(own)?.known()? {
+            1 => Some(Role::Whole),
+            n => (n == size).then_some(Role::Slice(own)),
+        }
+    };
+    let rank_of = |slot: usize| graph.tensor_type(op.input(slot)?)?.rank();
+    match op.op_type.as_str() {
+        _ if !op.is_standard() => None,
+        "MatMul" | "Gemm" if is_product(graph, id) => {
+            let columns = rank.checked_sub(1)?;
+            if axis == columns || rank_of(0)? < 2 || rank_of(1)? < 2 {
+                return None;
+            }
+            let is_second = |slot: usize| slot == 1 && axis + 1 == columns;
+            let roles = op.inputs.iter().enumerate();
+            roles.map(|(slot, v)| if is_second(slot) { Some(Role::Whole) } else { role(v) }).collect()
+        }
+        "Softmax" | "LogSoftmax" => {
+            // Before version 13, all axes from this one on are taken for one.
+            let is_flat = graph.opset("") < 13;
+            let along = axis_of(op.int("axis").unwrap_or(if is_flat { 1 } else { -1 }), rank)?;
+            let is_apart = if is_flat { axis < along } else { axis != along };
+            is_apart.then_some(vec![Role::Slice(axis)])
+        }
+        name if is_elementwise(op) || ELEMENTWISE.contains(&name) => op.inputs.iter().map(role).collect(),
+        _ => None,
+    }
+}
+
+/// Elementwise operators that scale no channels.
+const ELEMENTWISE: &[&str] = &[
+    "And",
+    "Cast",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "IsInf",
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "Mean",
+    "Not",
+    "Or",
+    "Sum",
+    "Where",
+];
+
+#[cfg(test)]
+mod tests {
+    use dmopt_ir::infer;
+    use dmopt_ir::text::{parse_model, print_model};
+
+    use super::SplitRows;
+    use crate::testing::{take, takes};
+    use crate::{Miss, Pass, Planning};
+
+    /// How many levels each offer for a graph has.
+    fn levels(text: &str) -> Vec<usize> {
+        let mut model = parse_model(text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+        infer::infer_graph(&mut model.graph);
+        SplitRows.offers(&model.graph, &Planning::default()).iter().map(|offer| offer.levels).collect()
+    }
+
+    #[test]
+    fn attention_is_computed_in_slices_of_its_queries() {
+        takes(
+            &SplitRows,
+            "f (float[2,256,8] q, float[2,8,40] k, float[2,40,8] v, float[2,1,40] m, float[256,40] b)
+             => (float[2,256,8] y) <float c = {0.5}> {
+                s = MatMul(q, k)  d = Mul(s, c)  e = Add(d, m)  g = Add(e, b)  p = Softmax<axis = -1>(g)  y = MatMul(p, v)
+             }",
+            0,
+            "f (float[2,256,8] q, float[2,8,40] k, float[2,40,8] v, float[2,1,40] m, float[256,40] b)
+             => (float[2,256,8] y)
+             <float c = {0.5}, int64[1] zero = {0}, int64[1] half = {128}, int64[1] one = {1}, int64[1] all = {256}> {
+                q0 = Slice(q, zero, half, one)  s0 = MatMul(q0, k)  d0 = Mul(s0, c)  e0 = Add(d0, m)
+                b0 = Slice(b, zero, half, zero)  g0 = Add(e0, b0)  p0 = Softmax<axis = -1>(g0)  y0 = MatMul(p0, v)
+                q1 = Slice(q, half, all, one)  s1 = MatMul(q1, k)  d1 = Mul(s1, c)  e1 = Add(d1, m)
+                b1 = Slice(b, half, all, zero)  g1 = Add(e1, b1)  p1 = Softmax<axis = -1>(g1)  y1 = MatMul(p1, v)
+                y = Concat<axis = 1>(y0, y1)
+             }",
+        );
+    }
+
+    #[test]
+    fn a_stack_of_small_matrices_is_cut_between_them() {
+        let text = "f (float[2,8,9,4] q, float[2,8,4,9] k, float[8,9,4] v) => (float[2,8,9,4] y) {
+            s = MatMul(q, k)  p = Softmax(s)  y = MatMul(p, v) }";
+        let model = take(&SplitRows, text, 0).unwrap();
+        let graph = &model.graph;
+        let axis = |name: &str, op: &str| {
+            let value = graph.values().find(|&v| graph.value(v).name == name).unwrap();
+            let readers = graph.uses(value).filter(|at| graph.op(at.op).is(op));
+            let axes = readers
+                .map(|at| graph.constant(graph.op(at.op).input(3).unwrap()).unwrap().to_i64().unwrap());
+            axes.collect::<Vec<_>>()
+        };
+        let twice = |axis: i64| vec![vec![axis]; 2];
+        assert_eq!(
+            [axis("q", "Slice"), axis("k", "Slice"), axis("v", "Slice")],
+            [twice(1), twice(1), twice(0)]
+        );
+    }
+
+    #[test]
+    fn what_several_operators_read_is_cut_once() {
+        let text = "f (float[256,8] q, float[8,64] k, float[64,8] v, float[256,64] m) => (float[256,8] y)
+             <float zero = {0}> {
+                s = MatMul(q, k)  a = Mul(s, m)  b = Add(a, m)  p = Softmax(b)  n = IsNaN(p)  c = Where(n, zero, p)
+                y = MatMul(c, v)
+             }";
+        let model = take(&SplitRows, text, 0).unwrap();
+        let count = |op_type: &str| model.graph.ops().filter(|&op| model.graph.op(op).is(op_type)).count();
+        assert_eq!((count("Slice"), count("MatMul"), count("Where"), count("Concat")), (4, 4, 2, 1));
+    }
+
+    #[test]
+    fn a_perceptron_is_computed_in_slices_of_its_samples() {
+        let text = "f (float[64,4] x) => (float[64,3] y)
+             <float[4,8] w, float[8] wb, float[8,3] v, float[3] vb> {
+                h = Gemm(x, w, wb)  a = Relu(h)  y = Gemm(a, v, vb) }";
+        let filled = |text: &str| {
+            dmopt_ir::text::parse_model_filled(text, &mut |_, ty| {
+                dmopt_ir::Tensor::from_f64(
+                    ty.dtype,
+                    ty.dims().unwrap(),
+                    &vec![1.0; ty.elements().unwrap() as usize],
+                )
+                .unwrap()
+                .storage
+            })
+        };
+        let text = print_model(&filled(text).unwrap());
+        let model = take(&SplitRows, &text, 1).unwrap();
+        let count = |op_type: &str| model.graph.ops().filter(|&op| model.graph.op(op).is(op_type)).count();
+        assert_eq!((count("Slice"), count("Gemm"), count("Relu")), (4, 8, 4));
+    }
+
+    #[test]
+    fn slices_have_many_rows_and_there_are_thirty_two_at_most() {
+        let text = |rows: u64, factors: &str| {
+            format!(
+                "f (float[{rows},2] q{}) => (float[{rows},2] y){} {{ s = MatMul(q, k)  y = MatMul(s, v) }}",
+                if factors == "computed" { ", float[2,3] k, float[3,2] v" } else { "" },
+                if factors == "computed" {
+                    ""
+                } else {
+                    " <float[2,3] k = {1, 2, 3, 4, 5, 6}, float[3,2] v = {1, 2, 3, 4, 5, 6}>"
+                },
+            )
+        };
+        let of = |factors| [16, 32, 197, 600, 9000].map(|rows| levels(&text(rows, factors)));
+        assert_eq!(of("computed"), [vec![], vec![], vec![1], vec![3], vec![5]]);
+        assert_eq!(of("constant"), [vec![], vec![1], vec![4], vec![5], vec![5]]);
+        let model = take(&SplitRows, &text(600, "computed"), 2).unwrap();
+        let rows = model.graph.values().filter(|&v| model.graph.value(v).name.starts_with("s_"));
+        let rows: Vec<u64> = rows.map(|v| model.graph.tensor_type(v).unwrap().dims().unwrap()[0]).collect();
+        assert_eq!(rows, [128, 128, 128, 128, 88]);
+    }
+
+    #[test]
+    fn an_axis_that_a_softmax_sums_over_is_not_cut() {
+        let text = |opset: u64, attributes: &str| {
+            format!(
+                "<ir_version: 8, opset_import: [\"\" : {opset}]>
+                 f (float[2,3,512,8] q, float[2,3,8,64] k, float[2,3,64,8] v) => (float[2,3,512,8] y) {{
+                    s = MatMul(q, k)  p = Softmax{attributes}(s)  y = MatMul(p, v) }}"
+            )
+        };
+        let axes = |text: &str| {
+            let model = take(&SplitRows, text, 0).unwrap();
+            let concat = model.graph.ops().find(|&op| model.graph.op(op).is("Concat")).unwrap();
+            model.graph.op(concat).int("axis").unwrap()
+        };
+        assert_eq!(axes(&text(13, "")), 2);
+        assert_eq!(axes(&text(13, "<axis = -2>")), 1);
+        // All axes from the second on are one before version 13.
+        assert_eq!(axes(&text(12, "")), 0);
+        assert_eq!(axes(&text(12, "<axis = 3>")), 2);
+    }
+
+    #[test]
+    fn what_something_else_reads_and_open_sizes_are_left_alone() {
+        let text = |rows: &str, outputs: &str| {
+            format!(
+                "f (float[{rows},8] q, float[8,64] k, float[64,8] v) => (float[{rows},8] y{outputs}) {{
+                    s = MatMul(q, k)  p = Softmax(s)  y = MatMul(p, v) }}"
+            )
+        };
+        assert_eq!(levels(&text("512", "")), [2]);
+        assert!(levels(&text("512", ", float[512,64] s")).is_empty());
+        assert!(levels(&text("512", ", float[512,64] p")).is_empty());
+        assert!(levels(&text("n", "")).is_empty());
+    }
+
+    #[test]
+    fn slices_are_not_sliced_again() {
+        let text = "f (float[512,8] q, float[8,64] k, float[64,8] v) => (float[512,8] y) {
+            s = MatMul(q, k)  p = Softmax(s)  y = MatMul(p, v) }";
+        let once = print_model(&take(&SplitRows, text, 0).unwrap());
+        assert_eq!(take(&SplitRows, &once, 0).err(), Some(Miss::NoMatch));
+    }
+}
