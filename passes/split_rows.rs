@@ -24,39 +24,18 @@
 //! ```
 //! ->
 //! ```onnx
-//! f (float[1,64,8] q, float[1,8,64] k, float[1,64,8] v) => (float[1,64,8] y)
-//! <
-//!   int64[1] q_from_0 = {0},
-//!   int64[1] q_to_0 = {16},
-//!   int64[1] q_axis_0 = {1},
-//!   int64[1] q_from_1 = {16},
-//!   int64[1] q_to_1 = {32},
-//!   int64[1] q_axis_1 = {1},
-//!   int64[1] q_from_2 = {32},
-//!   int64[1] q_to_2 = {48},
-//!   int64[1] q_axis_2 = {1},
-//!   int64[1] q_from_3 = {48},
-//!   int64[1] q_to_3 = {64},
-//!   int64[1] q_axis_3 = {1}
-//! >
+//! f (float[1,256,8] q, float[1,8,64] k, float[1,64,8] v) => (float[1,256,8] y)
+//! <int64[1] y_0 = {0}, int64[1] y_128 = {128}, int64[1] y_1 = {1}, int64[1] y_256 = {256}>
 //! {
-//!   q_0 = Slice(q, q_from_0, q_to_0, q_axis_0)
+//!   q_0 = Slice(q, y_0, y_128, y_1)
 //!   s_0 = MatMul(q_0, k)
 //!   p_0 = Softmax<axis = -1>(s_0)
-//!   y_0 = MatMul(p_0, v)
-//!   q_1 = Slice(q, q_from_1, q_to_1, q_axis_1)
+//!   y_0_1 = MatMul(p_0, v)
+//!   q_1 = Slice(q, y_128, y_256, y_1)
 //!   s_1 = MatMul(q_1, k)
 //!   p_1 = Softmax<axis = -1>(s_1)
-//!   y_1 = MatMul(p_1, v)
-//!   q_2 = Slice(q, q_from_2, q_to_2, q_axis_2)
-//!   s_2 = MatMul(q_2, k)
-//!   p_2 = Softmax<axis = -1>(s_2)
-//!   y_2 = MatMul(p_2, v)
-//!   q_3 = Slice(q, q_from_3, q_to_3, q_axis_3)
-//!   s_3 = MatMul(q_3, k)
-//!   p_3 = Softmax<axis = -1>(s_3)
-//!   y_3 = MatMul(p_3, v)
-//!   y = Concat<axis = 1>(y_0, y_1, y_2, y_3)
+//!   y_1_2 = MatMul(p_1, v)
+//!   y = Concat<axis = 1>(y_0_1, y_1_2)
 //! }
 //! ```
 //!
@@ -125,8 +104,10 @@ impl Pass for SplitRows {
     }
 
     fn take(&self, graph: &Graph, _: &Planning, offer: &Offer, level: usize) -> Result<Patch, Miss> {
-        let region = Region::of(graph, offer.op).ok_or(Miss::NoMatch)?;
-        region.in_slices(&region.at_level(level).ok_or(Miss::NoMatch)?)
+        match Region::of(graph, offer.op) {
+            Some(region) if level < region.levels() => region.in_slices(&region.at_level(level)),
+            _ => Err(Miss::NoMatch),
+        }
     }
 }
 
@@ -172,7 +153,7 @@ impl<'g> Region<'g> {
 
     fn along(graph: &'g Graph, sink: OpId, axis: usize) -> Option<Region<'g>> {
         let shape = graph.tensor_type(graph.op(sink).output(0)?)?.shape.as_deref()?;
-        let size = shape.get(axis)?.known()?;
+        let size = shape.get(axis)?.known().filter(|&size| size > 1)?;
         let are_rows = axis + 2 == shape.len();
         let is_packed = |id: OpId| graph.op(id).input(1).is_some_and(|v| graph.constant(v).is_some());
         let mut whole: HashSet<ValueId> = HashSet::new();
@@ -182,19 +163,19 @@ impl<'g> Region<'g> {
             let (mut ops, mut pending) = (HashSet::from([sink]), vec![(sink, axis)]);
             let (mut products, mut torn) = (Vec::new(), Vec::new());
             while let Some((id, axis)) = pending.pop() {
-                let roles = roles(graph, id, axis)?;
+                let reads = roles(graph, id, axis)?;
                 if id != sink && is_product(graph, id) {
                     products.push(id);
                     continue;
                 }
-                for (operand, role) in graph.op(id).inputs.iter().zip(roles) {
+                for (operand, role) in graph.op(id).inputs.iter().zip(reads) {
                     let (Some(value), Role::Slice(axis)) = (*operand, role) else { continue };
                     if let Some(&own) = region.inner.get(&value) {
                         torn.extend((own != axis).then_some(value));
                         continue;
                     }
-                    let by = graph.producer(value).filter(|&by| roles_fit(graph, by, axis));
-                    let Some(by) = by.filter(|_| !whole.contains(&value)) else { continue };
+                    let by = graph.producer(value).filter(|_| !whole.contains(&value));
+                    let Some(by) = by.filter(|&by| roles(graph, by, axis).is_some()) else { continue };
                     region.inner.insert(value, axis);
                     region.values.push(value);
                     ops.insert(by);
@@ -223,39 +204,33 @@ impl<'g> Region<'g> {
         }
     }
 
-    /// True for a slice that this pass made: it is cut out before and put together after.
+    /// True for a slice that this pass made: what it computes is put together with other products, one after the other.
     fn is_slice(&self) -> bool {
         let graph = self.graph;
-        let is_put_together = graph.op(self.sink).output(0).is_some_and(|result| {
-            graph.uses(result).any(|at| {
-                let op = graph.op(at.op);
-                let along = op.int("axis").zip(graph.tensor_type(result).and_then(|ty| ty.rank()));
-                op.is("Concat") && along.and_then(|(axis, rank)| axis_of(axis, rank)) == Some(self.axis)
-            })
-        });
-        let first_factors = self.values.iter().filter_map(|&v| graph.producer(v));
-        let mut first_factors = first_factors.filter(|&op| is_product(graph, op));
-        is_put_together
-            && first_factors.any(|op| {
-                let before = graph.op(op).input(0).and_then(|v| graph.producer(v));
-                before.is_some_and(|before| graph.op(before).is("Slice"))
-            })
+        let result = graph.op(self.sink).output(0);
+        let columns = result.and_then(|v| graph.tensor_type(v)?.rank()).unwrap_or(0).saturating_sub(1);
+        let is_product_too = |v: ValueId| graph.producer(v).is_some_and(|by| is_product(graph, by));
+        let mut readers = result.into_iter().flat_map(|v| graph.uses(v)).map(|at| graph.op(at.op));
+        readers.any(|op| {
+            let along = op.int("axis").and_then(|axis| axis_of(axis, columns + 1));
+            op.is("Concat") && along.is_some_and(|axis| axis < columns) && op.operands().all(is_product_too)
+        })
     }
 
     fn levels(&self) -> usize {
         let mut before = 1;
         let is_finer = |&level: &usize| {
-            let count = self.at_level(level).map_or(0, |slices| slices.len());
+            let count = self.at_level(level).len();
             count > std::mem::replace(&mut before, count)
         };
         (0..COUNTS.len()).take_while(is_finer).count()
     }
 
     /// The slices at a level.
-    fn at_level(&self, level: usize) -> Option<Vec<Range<u64>>> {
-        let width = self.size.div_ceil(*COUNTS.get(level)?).next_multiple_of(self.grain);
+    fn at_level(&self, level: usize) -> Vec<Range<u64>> {
+        let width = self.size.div_ceil(COUNTS[level]).next_multiple_of(self.grain);
         let slices = 0..self.size.div_ceil(width);
-        Some(slices.map(|slice| slice * width..self.size.min((slice + 1) * width)).collect())
+        slices.map(|slice| slice * width..self.size.min((slice + 1) * width)).collect()
     }
 
     fn in_slices(&self, slices: &[Range<u64>]) -> Result<Patch, Miss> {
@@ -352,10 +327,6 @@ impl Part<'_, '_> {
 fn is_product(graph: &Graph, id: OpId) -> bool {
     let op = graph.op(id);
     op.is("MatMul") || op.is("Gemm") && op.int("transA").unwrap_or(0) == 0
-}
-
-fn roles_fit(graph: &Graph, id: OpId, axis: usize) -> bool {
-    roles(graph, id, axis).is_some()
 }
 
 /// What an operator reads to compute a slice of its only result along an axis; `None` where slices do not do.
@@ -562,13 +533,18 @@ mod tests {
         assert!(levels(&text("512", ", float[512,64] s")).is_empty());
         assert!(levels(&text("512", ", float[512,64] p")).is_empty());
         assert!(levels(&text("n", "")).is_empty());
+        assert!(levels(&text("0", "")).is_empty());
     }
 
     #[test]
     fn slices_are_not_sliced_again() {
         let text = "f (float[512,8] q, float[8,64] k, float[64,8] v) => (float[512,8] y) {
             s = MatMul(q, k)  p = Softmax(s)  y = MatMul(p, v) }";
-        let once = print_model(&take(&SplitRows, text, 0).unwrap());
-        assert_eq!(take(&SplitRows, &once, 0).err(), Some(Miss::NoMatch));
+        let heads = "f (float[8,512,8] q, float[8,8,64] k, float[8,64,8] v) => (float[8,512,8] y) {
+            s = MatMul(q, k)  p = Softmax(s)  y = MatMul(p, v) }";
+        for text in [text, heads] {
+            let once = print_model(&take(&SplitRows, text, 0).unwrap());
+            assert_eq!(take(&SplitRows, &once, 0).err(), Some(Miss::NoMatch));
+        }
     }
 }

@@ -74,6 +74,10 @@ const NETWORKS: &[Network] = &[
     Network { name: "U-Net, base width 32, 256x256", source: Source::Torchvision("unet", "dynamo") },
     Network { name: "DenseNet-121", source: Source::Torchvision("densenet121", "dynamo") },
     Network { name: "ResNet-50", source: Source::Torchvision("resnet50", "dynamo") },
+    Network {
+        name: "vision transformer, batch 1, 785 positions",
+        source: Source::Torchvision("vit", "dynamo"),
+    },
     Network { name: "MobileNetV2, BatchNorm kept", source: Source::Torchvision("mobilenet_v2", "ts-bn") },
     Network { name: "U-Net, BatchNorm kept", source: Source::Torchvision("unet", "ts-bn") },
     Network { name: "DenseNet-121, BatchNorm kept", source: Source::Torchvision("densenet121", "ts-bn") },
