@@ -7,13 +7,15 @@
 //! ```
 //! so that no more than one slice of what lies between has to exist at a time. In attention that is the largest tensor of
 //! all, a number for every two positions and every head. Instead of rows, the slices may be those of an axis of the stack of
-//! matrices, such as the heads, where that makes more of them: then `B` and `V` are cut, too.
+//! matrices, such as the heads, where that makes more of them: then `B` and `V` are cut, too, unless they
+//! serve all of them.
 //!
 //! Multiplications stay as many as they were. There are about 2, 4, 8, 16 or 32 slices, and as few as bring the predicted
-//! peak of the whole graph down; of 128 rows or more, or of 16 where all second factors are constants.
+//! peak of the whole graph down. Slices of rows have 128 or more, or 16 where all second factors are constants.
 //!
 //! Class: a matrix with fewer rows may be multiplied in another order of additions; no sum has other summands.
-//! Left alone: axes of a size that the model leaves open; what something else reads as a whole; slices.
+//! Left alone: axes of a size that the model leaves open; what something else reads; products that are put together with
+//! others along such an axis, as slices are.
 //!
 //! ```onnx
 //! f (float[1,256,8] q, float[1,8,64] k, float[1,64,8] v) => (float[1,256,8] y) {
@@ -25,17 +27,22 @@
 //! ->
 //! ```onnx
 //! f (float[1,256,8] q, float[1,8,64] k, float[1,64,8] v) => (float[1,256,8] y)
-//! <int64[1] y_0 = {0}, int64[1] y_128 = {128}, int64[1] y_1 = {1}, int64[1] y_256 = {256}>
+//! <
+//!   int64[1] y_at_0 = {0},
+//!   int64[1] y_at_128 = {128},
+//!   int64[1] y_at_1 = {1},
+//!   int64[1] y_at_9223372036854775807 = {9223372036854775807}
+//! >
 //! {
-//!   q_0 = Slice(q, y_0, y_128, y_1)
+//!   q_0 = Slice(q, y_at_0, y_at_128, y_at_1)
 //!   s_0 = MatMul(q_0, k)
 //!   p_0 = Softmax<axis = -1>(s_0)
-//!   y_0_1 = MatMul(p_0, v)
-//!   q_1 = Slice(q, y_128, y_256, y_1)
+//!   y_0 = MatMul(p_0, v)
+//!   q_1 = Slice(q, y_at_128, y_at_9223372036854775807, y_at_1)
 //!   s_1 = MatMul(q_1, k)
 //!   p_1 = Softmax<axis = -1>(s_1)
-//!   y_1_2 = MatMul(p_1, v)
-//!   y = Concat<axis = 1>(y_0_1, y_1_2)
+//!   y_1 = MatMul(p_1, v)
+//!   y = Concat<axis = 1>(y_0, y_1)
 //! }
 //! ```
 //!
@@ -52,7 +59,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use dmopt_ir::{
-    Dim, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Slot, Tensor, Type, ValueId,
+    DType, Dim, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Slot, Tensor, Type, ValueId,
 };
 
 use crate::channels::is_elementwise;
@@ -119,8 +126,8 @@ struct Region<'g> {
     /// The axis of the sink's result that the slices are of.
     axis: usize,
     size: u64,
-    /// All slices but the last have a multiple of so many rows.
-    grain: u64,
+    /// How much of that a slice has at least.
+    least: u64,
     /// What exists slice by slice, with the axis of the slices.
     inner: BTreeMap<ValueId, usize>,
     /// The same values in the order in which they were found.
@@ -146,8 +153,7 @@ impl<'g> Region<'g> {
         let rank = graph.tensor_type(graph.op(sink).output(0)?)?.rank()?;
         let rows = rank.checked_sub(2)?;
         let found = std::iter::once(rows).chain(0..rows).filter_map(|axis| Region::along(graph, sink, axis));
-        let most = |region: &Region<'_>| region.size.div_ceil(region.grain).min(COUNTS[COUNTS.len() - 1]);
-        let best = found.reduce(|best, other| if most(&other) > most(&best) { other } else { best });
+        let best = found.reduce(|best, other| if other.most() > best.most() { other } else { best });
         best.filter(|region| !region.is_slice())
     }
 
@@ -159,22 +165,22 @@ impl<'g> Region<'g> {
         let mut whole: HashSet<ValueId> = HashSet::new();
         loop {
             let mut region =
-                Region { graph, sink, axis, size, grain: 1, inner: BTreeMap::new(), values: Vec::new() };
+                Region { graph, sink, axis, size, least: 1, inner: BTreeMap::new(), values: Vec::new() };
             let (mut ops, mut pending) = (HashSet::from([sink]), vec![(sink, axis)]);
-            let (mut products, mut torn) = (Vec::new(), Vec::new());
+            let (mut products, mut reads) = (Vec::new(), Vec::new());
             while let Some((id, axis)) = pending.pop() {
-                let reads = roles(graph, id, axis)?;
+                let operands = graph.op(id).inputs.iter().zip(roles(graph, id, axis)?);
+                let own: Vec<(ValueId, Role)> =
+                    operands.filter_map(|(v, role)| Some(((*v)?, role))).collect();
+                reads.extend_from_slice(&own);
                 if id != sink && is_product(graph, id) {
                     products.push(id);
                     continue;
                 }
-                for (operand, role) in graph.op(id).inputs.iter().zip(reads) {
-                    let (Some(value), Role::Slice(axis)) = (*operand, role) else { continue };
-                    if let Some(&own) = region.inner.get(&value) {
-                        torn.extend((own != axis).then_some(value));
-                        continue;
-                    }
-                    let by = graph.producer(value).filter(|_| !whole.contains(&value));
+                for (value, role) in own {
+                    let Role::Slice(axis) = role else { continue };
+                    let is_known = region.inner.contains_key(&value) || whole.contains(&value);
+                    let by = graph.producer(value).filter(|_| !is_known);
                     let Some(by) = by.filter(|&by| roles(graph, by, axis).is_some()) else { continue };
                     region.inner.insert(value, axis);
                     region.values.push(value);
@@ -185,7 +191,12 @@ impl<'g> Region<'g> {
                     }
                 }
             }
-            // What is read elsewhere, or in slices of another axis, has to exist as a whole.
+            // What is read elsewhere, as a whole, or in slices of another axis has to exist as a whole.
+            let is_torn = |(v, role): &(ValueId, Role)| {
+                region.inner.get(v).is_some_and(|&axis| *role != Role::Slice(axis))
+            };
+            let mut torn: Vec<ValueId> =
+                reads.iter().filter(|read| is_torn(read)).map(|read| read.0).collect();
             let is_read_within = |v: ValueId| {
                 let mut uses = graph.uses(v);
                 uses.len() == graph.readers(v)
@@ -193,7 +204,7 @@ impl<'g> Region<'g> {
             };
             torn.extend(region.values.iter().copied().filter(|&v| !is_read_within(v)));
             if torn.is_empty() {
-                region.grain = match products.iter().chain([&sink]).all(|&id| is_packed(id)) {
+                region.least = match products.iter().chain([&sink]).all(|&id| is_packed(id)) {
                     _ if !are_rows => 1,
                     true => LEAST_ROWS_PACKED,
                     false => LEAST_ROWS,
@@ -204,7 +215,7 @@ impl<'g> Region<'g> {
         }
     }
 
-    /// True for a slice that this pass made: what it computes is put together with other products, one after the other.
+    /// True for what looks like a slice: it is put together with other products, one after the other.
     fn is_slice(&self) -> bool {
         let graph = self.graph;
         let result = graph.op(self.sink).output(0);
@@ -217,20 +228,23 @@ impl<'g> Region<'g> {
         })
     }
 
-    fn levels(&self) -> usize {
-        let mut before = 1;
-        let is_finer = |&level: &usize| {
-            let count = self.at_level(level).len();
-            count > std::mem::replace(&mut before, count)
-        };
-        (0..COUNTS.len()).take_while(is_finer).count()
+    /// How many slices there can be.
+    fn most(&self) -> u64 {
+        (self.size / self.least).min(COUNTS[COUNTS.len() - 1])
     }
 
-    /// The slices at a level.
+    fn levels(&self) -> usize {
+        // A level that makes no more slices than the one before is none.
+        let fewer = |&count: &u64| count < self.most();
+        let full = COUNTS.iter().filter(|&count| fewer(count)).count();
+        if self.most() > 1 { full + 1 } else { 0 }
+    }
+
+    /// The slices at a level, of about equal size.
     fn at_level(&self, level: usize) -> Vec<Range<u64>> {
-        let width = self.size.div_ceil(COUNTS[level]).next_multiple_of(self.grain);
-        let slices = 0..self.size.div_ceil(width);
-        slices.map(|slice| slice * width..self.size.min((slice + 1) * width)).collect()
+        let count = COUNTS[level].min(self.most());
+        let border = |slice: u64| (u128::from(self.size) * u128::from(slice) / u128::from(count)) as u64;
+        (0..count).map(|slice| border(slice)..border(slice + 1)).collect()
     }
 
     fn in_slices(&self, slices: &[Range<u64>]) -> Result<Patch, Miss> {
@@ -260,8 +274,8 @@ struct Part<'a, 'g> {
     range: &'a Range<u64>,
     number: usize,
     patch: &'a mut Patch,
-    /// Constants that say where slices are.
-    numbers: &'a mut HashMap<u64, Operand>,
+    /// Constants that say where slices begin and end, and along which axis.
+    numbers: &'a mut HashMap<i64, Operand>,
     /// What is there already, along an axis.
     done: HashMap<(ValueId, usize), Operand>,
 }
@@ -286,11 +300,13 @@ impl Part<'_, '_> {
         let graph = self.region.graph;
         let result = graph.op(self.region.sink).output(0);
         let name = result.map_or("", |result| graph.value(result).name.as_str());
-        let mut constant = |number: u64| {
-            let made = || self.patch.constant(&format!("{name}_{number}"), Tensor::i64s(&[number as i64]));
+        let mut constant = |number: i64| {
+            let made = || self.patch.constant(&format!("{name}_at_{number}"), Tensor::i64s(&[number]));
             *self.numbers.entry(number).or_insert_with(made)
         };
-        let [from, to, axes] = [self.range.start, self.range.end, axis as u64].map(&mut constant);
+        // The last slice is all that is left, even where the file is wrong about how much that is.
+        let to = if self.range.end == self.region.size { i64::MAX } else { self.range.end as i64 };
+        let [from, to, axes] = [self.range.start as i64, to, axis as i64].map(&mut constant);
         self.emit(NewOp::new("Slice", [value.into(), from, to, axes]), value, axis)
     }
 
@@ -312,6 +328,7 @@ impl Part<'_, '_> {
         Ok(self.emit(new, value, axis))
     }
 
+    /// Adds an operator that gives this slice of a value.
     fn emit(&mut self, new: NewOp, value: ValueId, axis: usize) -> Operand {
         let graph = self.region.graph;
         let mut ty = graph.tensor_type(value).cloned();
@@ -319,7 +336,7 @@ impl Part<'_, '_> {
             *dim = Dim::Known(self.range.end - self.range.start);
         }
         let name = format!("{}_{}", graph.value(value).name, self.number);
-        let new = new.typed(ty.map(Type::Tensor)).at(Position::AfterOperands);
+        let new = new.typed(ty.map(Type::Tensor)).at(Position::At(self.region.sink));
         self.patch.add_op(new.result_named(&name))
     }
 }
@@ -335,14 +352,15 @@ fn roles(graph: &Graph, id: OpId, axis: usize) -> Option<Vec<Role>> {
     let result = op.output(0).filter(|_| op.results().count() == 1)?;
     let shape = graph.tensor_type(result)?.shape.as_deref()?;
     let (rank, size) = (shape.len(), shape.get(axis)?.known()?);
-    // Operands broadcast, but for the last two axes of matrices.
+    // Operands broadcast; of the second factor of a product, the rows are summed over.
     let role = |operand: &Option<ValueId>| {
         let Some(value) = *operand else { return Some(Role::Whole) };
-        let shape = graph.tensor_type(value)?.shape.as_deref()?;
+        let ty = graph.tensor_type(value)?;
+        let shape = ty.shape.as_deref()?;
         let Some(own) = (axis + shape.len()).checked_sub(rank) else { return Some(Role::Whole) };
         match shape.get(own)?.known()? {
             1 => Some(Role::Whole),
-            n => (n == size).then_some(Role::Slice(own)),
+            n => (n == size && can_be_cut(ty.dtype)).then_some(Role::Slice(own)),
         }
     };
     let rank_of = |slot: usize| graph.tensor_type(op.input(slot)?)?.rank();
@@ -367,6 +385,11 @@ fn roles(graph: &Graph, id: OpId, axis: usize) -> Option<Vec<Role>> {
         name if is_elementwise(op) || ELEMENTWISE.contains(&name) => op.inputs.iter().map(role).collect(),
         _ => None,
     }
+}
+
+/// True for the types that Slice takes: none of less than a byte or of eight bits of floating point.
+fn can_be_cut(dtype: DType) -> bool {
+    dtype.code() <= DType::BF16.code()
 }
 
 /// Elementwise operators that scale no channels.
@@ -414,7 +437,7 @@ mod tests {
             0,
             "f (float[2,256,8] q, float[2,8,40] k, float[2,40,8] v, float[2,1,40] m, float[256,40] b)
              => (float[2,256,8] y)
-             <float c = {0.5}, int64[1] zero = {0}, int64[1] half = {128}, int64[1] one = {1}, int64[1] all = {256}> {
+             <float c = {0.5}, int64[1] zero = {0}, int64[1] half = {128}, int64[1] one = {1}, int64[1] all = {9223372036854775807}> {
                 q0 = Slice(q, zero, half, one)  s0 = MatMul(q0, k)  d0 = Mul(s0, c)  e0 = Add(d0, m)
                 b0 = Slice(b, zero, half, zero)  g0 = Add(e0, b0)  p0 = Softmax<axis = -1>(g0)  y0 = MatMul(p0, v)
                 q1 = Slice(q, half, all, one)  s1 = MatMul(q1, k)  d1 = Mul(s1, c)  e1 = Add(d1, m)
@@ -492,12 +515,12 @@ mod tests {
             )
         };
         let of = |factors| [16, 32, 197, 600, 9000].map(|rows| levels(&text(rows, factors)));
-        assert_eq!(of("computed"), [vec![], vec![], vec![1], vec![3], vec![5]]);
+        assert_eq!(of("computed"), [vec![], vec![], vec![], vec![2], vec![5]]);
         assert_eq!(of("constant"), [vec![], vec![1], vec![4], vec![5], vec![5]]);
-        let model = take(&SplitRows, &text(600, "computed"), 2).unwrap();
+        let model = take(&SplitRows, &text(600, "computed"), 1).unwrap();
         let rows = model.graph.values().filter(|&v| model.graph.value(v).name.starts_with("s_"));
         let rows: Vec<u64> = rows.map(|v| model.graph.tensor_type(v).unwrap().dims().unwrap()[0]).collect();
-        assert_eq!(rows, [128, 128, 128, 128, 88]);
+        assert_eq!(rows, [150; 4]);
     }
 
     #[test]
@@ -534,6 +557,32 @@ mod tests {
         assert!(levels(&text("512", ", float[512,64] p")).is_empty());
         assert!(levels(&text("n", "")).is_empty());
         assert!(levels(&text("0", "")).is_empty());
+    }
+
+    #[test]
+    fn what_a_product_reads_as_a_whole_stays_whole() {
+        let text = |second: &str| {
+            format!(
+                "f (float[512,8] q, float[8,512] k, float[512,512] v) => (float[512,512] y) {{
+                    s = MatMul(q, k)  r = Relu(s)  y = MatMul(r, {second}) }}"
+            )
+        };
+        assert_eq!(levels(&text("v")), [2]);
+        assert!(levels(&text("s")).is_empty());
+    }
+
+    #[test]
+    fn types_that_cannot_be_cut_are_cut_after_their_cast() {
+        let text = "<ir_version: 10, opset_import: [\"\" : 21]>
+            f (float[256,8] q, float[8,64] k, float[64,8] v, float8e4m3fn[256,64] m) => (float[256,8] y) {
+                s = MatMul(q, k)  c = Cast<to = 1>(m)  e = Add(s, c)  y = MatMul(e, v) }";
+        let model = take(&SplitRows, text, 0).unwrap();
+        let graph = &model.graph;
+        let cut = graph.ops().filter(|&op| graph.op(op).is("Slice"));
+        let cut: Vec<&str> =
+            cut.map(|op| graph.value(graph.op(op).input(0).unwrap()).name.as_str()).collect();
+        assert_eq!(cut.iter().filter(|&&name| name == "c").count(), 2);
+        assert!(!cut.contains(&"m"));
     }
 
     #[test]

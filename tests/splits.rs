@@ -231,11 +231,14 @@ fn seeded(name: &str, ty: &TensorType) -> Storage {
     dmopt_ir::Tensor::from_f64(ty.dtype, dims, &positive).unwrap().storage
 }
 
-/// Multiplications of all layers.
+/// Multiplications of all layers and products.
 fn products(graph: &Graph) -> u64 {
     let of = |id: OpId| {
         let op = graph.op(id);
         let elements = |value: Option<_>| graph.tensor_type(value?)?.elements();
+        if op.is("MatMul") {
+            return Some(elements(op.output(0))? * graph.tensor_type(op.input(0)?)?.dims()?.last()?);
+        }
         let rows = *graph.tensor_type(op.input(1)?)?.dims()?.first()?;
         let per_element = elements(op.input(1))? / rows;
         match op.op_type.as_str() {
