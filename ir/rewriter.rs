@@ -131,6 +131,15 @@ impl NewOp {
         self.named(name)
     }
 
+    /// Names the operator after another, with this behind it, if that one has a name; apart from others, because ONNX Runtime
+    /// loads no model in which two have the same.
+    pub fn named_after(self, graph: &Graph, id: OpId, what: &str) -> NewOp {
+        match graph.op(id).name.as_str() {
+            "" => self,
+            name => self.named_apart(format!("{name}_{what}")),
+        }
+    }
+
     /// Gives the operator this number of results.
     pub fn results(mut self, count: usize) -> NewOp {
         self.types.resize(count, None);

@@ -200,8 +200,8 @@ fn slices(region: &Region<'_>, count: u64) -> Result<Vec<Range<u64>>, Miss> {
     if count < 2 {
         return Err(Miss::NoEffect);
     }
-    let border = |slice: u64| groups * slice / count * region.grain;
-    Ok((0..count).map(|slice| border(slice)..border(slice + 1)).collect())
+    let channels = |groups: Range<u64>| groups.start * region.grain..groups.end * region.grain;
+    Ok(channels::even_parts(groups, count).map(channels).collect())
 }
 
 #[cfg(test)]

@@ -7,8 +7,7 @@
 //! ```
 //! so that no more than one slice of what lies between has to exist at a time. In attention that is the largest tensor of
 //! all, a number for every two positions and every head. Instead of rows, the slices may be those of an axis of the stack of
-//! matrices, such as the heads, where that makes more of them: then `B` and `V` are cut, too, unless they
-//! serve all of them.
+//! matrices, such as the heads, where that makes more of them: then `B` and `V` are cut, too, unless they serve all of them.
 //!
 //! Multiplications stay as many as they were. There are about 2, 4, 8, 16 or 32 slices, and as few as bring the predicted
 //! peak of the whole graph down. Slices of rows have 128 or more, or 16 where all second factors are constants.
@@ -62,7 +61,7 @@ use dmopt_ir::{
     DType, Dim, Graph, NewOp, OpId, Operand, Patch, Position, Rewriter, Safety, Slot, Tensor, Type, ValueId,
 };
 
-use crate::channels::is_elementwise;
+use crate::channels::{even_parts, is_elementwise};
 use crate::linear::axis as axis_of;
 use crate::{Context, Miss, Offer, Pass, Planning, Stage, order_of};
 
@@ -105,7 +104,8 @@ impl Pass for SplitRows {
         let offer = |op: OpId| {
             let region = Region::of(graph, op)?;
             let levels = region.levels();
-            (levels > 0).then_some(Offer { start: op, op, relieves: region.values, levels, refused: None })
+            let relieves = region.inner.into_keys().collect();
+            (levels > 0).then_some(Offer { start: op, op, relieves, levels, refused: None })
         };
         order_of(graph).into_iter().filter_map(offer).collect()
     }
@@ -130,8 +130,6 @@ struct Region<'g> {
     least: u64,
     /// What exists slice by slice, with the axis of the slices.
     inner: BTreeMap<ValueId, usize>,
-    /// The same values in the order in which they were found.
-    values: Vec<ValueId>,
 }
 
 /// What an operator reads of an operand to compute a slice of its result.
@@ -157,44 +155,41 @@ impl<'g> Region<'g> {
         best.filter(|region| !region.is_slice())
     }
 
+    /// The region that this product reads, in slices along an axis of its result.
     fn along(graph: &'g Graph, sink: OpId, axis: usize) -> Option<Region<'g>> {
         let shape = graph.tensor_type(graph.op(sink).output(0)?)?.shape.as_deref()?;
         let size = shape.get(axis)?.known().filter(|&size| size > 1)?;
-        let are_rows = axis + 2 == shape.len();
-        let is_packed = |id: OpId| graph.op(id).input(1).is_some_and(|v| graph.constant(v).is_some());
         let mut whole: HashSet<ValueId> = HashSet::new();
         loop {
-            let mut region =
-                Region { graph, sink, axis, size, least: 1, inner: BTreeMap::new(), values: Vec::new() };
-            let (mut ops, mut pending) = (HashSet::from([sink]), vec![(sink, axis)]);
-            let (mut products, mut reads) = (Vec::new(), Vec::new());
-            while let Some((id, axis)) = pending.pop() {
-                let operands = graph.op(id).inputs.iter().zip(roles(graph, id, axis)?);
+            let mut inner: BTreeMap<ValueId, usize> = BTreeMap::new();
+            let (mut ops, mut pending) = (HashSet::from([sink]), vec![(sink, roles(graph, sink, axis)?)]);
+            let mut reads = Vec::new();
+            while let Some((id, roles_of)) = pending.pop() {
+                let operands = graph.op(id).inputs.iter().zip(roles_of);
                 let own: Vec<(ValueId, Role)> =
                     operands.filter_map(|(v, role)| Some(((*v)?, role))).collect();
                 reads.extend_from_slice(&own);
                 if id != sink && is_product(graph, id) {
-                    products.push(id);
                     continue;
                 }
                 for (value, role) in own {
                     let Role::Slice(axis) = role else { continue };
-                    let is_known = region.inner.contains_key(&value) || whole.contains(&value);
+                    let is_known = inner.contains_key(&value) || whole.contains(&value);
                     let by = graph.producer(value).filter(|_| !is_known);
-                    let Some(by) = by.filter(|&by| roles(graph, by, axis).is_some()) else { continue };
-                    region.inner.insert(value, axis);
-                    region.values.push(value);
+                    let Some((by, roles)) = by.and_then(|by| Some((by, roles(graph, by, axis)?))) else {
+                        continue;
+                    };
+                    inner.insert(value, axis);
                     ops.insert(by);
-                    pending.push((by, axis));
+                    pending.push((by, roles));
                     if ops.len() > MAX_OPS {
                         return None;
                     }
                 }
             }
             // What is read elsewhere, as a whole, or in slices of another axis has to exist as a whole.
-            let is_torn = |(v, role): &(ValueId, Role)| {
-                region.inner.get(v).is_some_and(|&axis| *role != Role::Slice(axis))
-            };
+            let is_torn =
+                |(v, role): &(ValueId, Role)| inner.get(v).is_some_and(|&axis| *role != Role::Slice(axis));
             let mut torn: Vec<ValueId> =
                 reads.iter().filter(|read| is_torn(read)).map(|read| read.0).collect();
             let is_read_within = |v: ValueId| {
@@ -202,14 +197,20 @@ impl<'g> Region<'g> {
                 uses.len() == graph.readers(v)
                     && uses.all(|at| ops.contains(&at.op) && matches!(at.slot, Slot::Operand(_)))
             };
-            torn.extend(region.values.iter().copied().filter(|&v| !is_read_within(v)));
+            torn.extend(inner.keys().copied().filter(|&v| !is_read_within(v)));
             if torn.is_empty() {
-                region.least = match products.iter().chain([&sink]).all(|&id| is_packed(id)) {
-                    _ if !are_rows => 1,
-                    true => LEAST_ROWS_PACKED,
-                    false => LEAST_ROWS,
+                let products: Vec<OpId> = ops.into_iter().filter(|&id| is_product(graph, id)).collect();
+                let is_packed =
+                    |&id: &OpId| graph.op(id).input(1).is_some_and(|v| graph.constant(v).is_some());
+                let least = if axis + 2 < shape.len() {
+                    1
+                } else if products.iter().all(is_packed) {
+                    LEAST_ROWS_PACKED
+                } else {
+                    LEAST_ROWS
                 };
-                return (!products.is_empty()).then_some(region);
+                // The sink is one of them.
+                return (products.len() > 1).then_some(Region { graph, sink, axis, size, least, inner });
             }
             whole.extend(torn);
         }
@@ -233,18 +234,17 @@ impl<'g> Region<'g> {
         (self.size / self.least).min(COUNTS[COUNTS.len() - 1])
     }
 
+    /// As many as make more slices than the one before.
     fn levels(&self) -> usize {
-        // A level that makes no more slices than the one before is none.
-        let fewer = |&count: &u64| count < self.most();
-        let full = COUNTS.iter().filter(|&count| fewer(count)).count();
-        if self.most() > 1 { full + 1 } else { 0 }
+        match self.most() {
+            0 | 1 => 0,
+            most => COUNTS.partition_point(|&count| count < most) + 1,
+        }
     }
 
-    /// The slices at a level, of about equal size.
+    /// The slices at a level.
     fn at_level(&self, level: usize) -> Vec<Range<u64>> {
-        let count = COUNTS[level].min(self.most());
-        let border = |slice: u64| (u128::from(self.size) * u128::from(slice) / u128::from(count)) as u64;
-        (0..count).map(|slice| border(slice)..border(slice + 1)).collect()
+        even_parts(self.size, COUNTS[level].min(self.most())).collect()
     }
 
     fn in_slices(&self, slices: &[Range<u64>]) -> Result<Patch, Miss> {
@@ -258,11 +258,8 @@ impl<'g> Region<'g> {
             parts.push(part.compute(self.sink, result, self.axis)?);
         }
         let ty = graph.value(result).ty.clone();
-        let mut concat = NewOp::new("Concat", parts).attribute("axis", self.axis as i64).typed(ty);
-        if !graph.op(self.sink).name.is_empty() {
-            concat = concat.named_apart(format!("{}_slices", graph.op(self.sink).name));
-        }
-        let whole = patch.add_op(concat);
+        let concat = NewOp::new("Concat", parts).attribute("axis", self.axis as i64).typed(ty);
+        let whole = patch.add_op(concat.named_after(graph, self.sink, "slices"));
         patch.replace_uses(result, whole);
         Ok(patch)
     }
@@ -321,10 +318,7 @@ impl Part<'_, '_> {
                 (operand, _) => operand.map(Operand::Value),
             });
         }
-        let mut new = NewOp::like(graph, id, operands);
-        if !graph.op(id).name.is_empty() {
-            new = new.named_apart(format!("{}_{}", graph.op(id).name, self.number));
-        }
+        let new = NewOp::like(graph, id, operands).named_after(graph, id, &self.number.to_string());
         Ok(self.emit(new, value, axis))
     }
 
@@ -392,22 +386,11 @@ fn can_be_cut(dtype: DType) -> bool {
     dtype.code() <= DType::BF16.code()
 }
 
-/// Elementwise operators that scale no channels.
+/// More elementwise operators than regions of channels take.
+#[rustfmt::skip]
 const ELEMENTWISE: &[&str] = &[
-    "And",
-    "Cast",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "IsInf",
-    "IsNaN",
-    "Less",
-    "LessOrEqual",
-    "Mean",
-    "Not",
-    "Or",
-    "Sum",
-    "Where",
+    "And", "Cast", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Mean", "Not", "Or",
+    "Sum", "Where",
 ];
 
 #[cfg(test)]
@@ -453,18 +436,14 @@ mod tests {
             s = MatMul(q, k)  p = Softmax(s)  y = MatMul(p, v) }";
         let model = take(&SplitRows, text, 0).unwrap();
         let graph = &model.graph;
-        let axis = |name: &str, op: &str| {
+        let axes = |name: &str| {
             let value = graph.values().find(|&v| graph.value(v).name == name).unwrap();
-            let readers = graph.uses(value).filter(|at| graph.op(at.op).is(op));
-            let axes = readers
-                .map(|at| graph.constant(graph.op(at.op).input(3).unwrap()).unwrap().to_i64().unwrap());
+            let slices = graph.uses(value).map(|at| graph.op(at.op)).filter(|op| op.is("Slice"));
+            let axes = slices.map(|op| graph.constant(op.input(3).unwrap()).unwrap().to_i64().unwrap());
             axes.collect::<Vec<_>>()
         };
         let twice = |axis: i64| vec![vec![axis]; 2];
-        assert_eq!(
-            [axis("q", "Slice"), axis("k", "Slice"), axis("v", "Slice")],
-            [twice(1), twice(1), twice(0)]
-        );
+        assert_eq!(["q", "k", "v"].map(axes), [twice(1), twice(1), twice(0)]);
     }
 
     #[test]
@@ -504,14 +483,13 @@ mod tests {
     #[test]
     fn slices_have_many_rows_and_there_are_thirty_two_at_most() {
         let text = |rows: u64, factors: &str| {
+            let (inputs, constants) = match factors {
+                "computed" => (", float[2,3] k, float[3,2] v", ""),
+                _ => ("", "<float[2,3] k = {1, 2, 3, 4, 5, 6}, float[3,2] v = {1, 2, 3, 4, 5, 6}>"),
+            };
             format!(
-                "f (float[{rows},2] q{}) => (float[{rows},2] y){} {{ s = MatMul(q, k)  y = MatMul(s, v) }}",
-                if factors == "computed" { ", float[2,3] k, float[3,2] v" } else { "" },
-                if factors == "computed" {
-                    ""
-                } else {
-                    " <float[2,3] k = {1, 2, 3, 4, 5, 6}, float[3,2] v = {1, 2, 3, 4, 5, 6}>"
-                },
+                "f (float[{rows},2] q{inputs}) => (float[{rows},2] y) {constants} {{
+                    s = MatMul(q, k)  y = MatMul(s, v) }}"
             )
         };
         let of = |factors| [16, 32, 197, 600, 9000].map(|rows| levels(&text(rows, factors)));

@@ -18,12 +18,20 @@ mod layer;
 mod parts;
 mod region;
 
+use std::ops::Range;
+
 use dmopt_ir::Graph;
 
 use crate::{Miss, Offer};
 
 pub(crate) use layer::Layer;
 pub(crate) use region::{Region, Site, is_elementwise, sites};
+
+/// This many parts of about equal size, one after the other.
+pub(crate) fn even_parts(size: u64, count: u64) -> impl Iterator<Item = Range<u64>> {
+    let border = move |part: u64| (u128::from(size) * u128::from(part) / u128::from(count)) as u64;
+    (0..count).map(move |part| border(part)..border(part + 1))
+}
 
 /// The offers to compute sites part by part, at as many levels as a region has; none where it has none.
 pub(crate) fn offers<'g>(

@@ -293,13 +293,9 @@ impl Part<'_, '_> {
         self.emit(new, name)
     }
 
-    /// Names an operator after one of the region, if that has a name; apart from others, because ONNX Runtime loads no model
-    /// in which two have the same.
+    /// Names an operator of this part after one of the region.
     fn name_after(&self, like: OpId, what: &str, new: NewOp) -> NewOp {
-        match self.region.graph.op(like).name.as_str() {
-            "" => new,
-            name => new.named_apart(format!("{name}_{what}{}", self.number)),
-        }
+        new.named_after(self.region.graph, like, &format!("{what}{}", self.number))
     }
 
     fn emit(&mut self, new: NewOp, name: &str) -> Operand {
