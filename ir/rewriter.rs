@@ -337,6 +337,11 @@ impl<'g> Rewriter<'g> {
         *self.fuel == Some(0)
     }
 
+    /// A name that no value of the model has, for what a patch brings within a body.
+    pub fn fresh_name(&mut self, hint: &str) -> String {
+        self.names.fresh(hint)
+    }
+
     /// Runs `edit` over each body of an operator, then brings the captured uses up to date.
     pub fn in_bodies(&mut self, op: OpId, edit: &mut dyn FnMut(&mut Rewriter<'_>)) {
         if self.graph.op(op).bodies().next().is_none() {

@@ -72,6 +72,10 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     let orders = |p: &&dyn Pass| p.name() == schedule_for_memory::ScheduleForMemory.name();
     let early: Vec<&'static dyn Pass> = repeated.iter().copied().filter(|p| !(lowers && orders(p))).collect();
     driver.rest(&early, model)?;
+    for pass in of(Stage::Batching) {
+        driver.run(pass, model)?;
+    }
+    driver.rest(&early, model)?;
     for pass in of(Stage::Offering) {
         driver.run(pass, model)?;
     }
@@ -80,7 +84,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     let offers = Offers::new(offering, lowering, options, driver.order_follows);
     let chosen = match options.offers {
         Some(chosen) => chosen.clone(),
-        None => offers.choose(&model.graph, &driver.names),
+        None => offers.choose_everywhere(&model.graph, &driver.names),
     };
     for (pass, node, reason) in chosen.refused.iter().cloned() {
         driver.logs.entry(pass).or_default().refuse(node, reason);
@@ -119,6 +123,7 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
         let log = logs.remove(pass.name()).unwrap_or_default();
         outcome.sites.extend(log.sites.iter().cloned());
         outcome.schedules.extend(log.schedules.iter().cloned());
+        outcome.notes.extend(log.notes.iter().cloned());
         outcome.passes.push(log.report(pass));
     }
     note_written(&mut outcome.sites, &model.graph);
@@ -181,7 +186,9 @@ impl Driver<'_> {
     /// Takes the offers that were chosen.
     fn take(&mut self, offers: &Offers<'_>, taken: &Taken, model: &mut Model) -> Result<(), Error> {
         offers.each(taken, |pass, done| {
-            self.edit(pass, model, &mut |rewriter, _| offers.run(pass, taken, done, rewriter))
+            self.edit(pass, model, &mut |rewriter, _| {
+                everywhere(rewriter, false, &mut |graph, _| offers.run(pass, taken, done, graph));
+            })
         })
     }
 
@@ -211,6 +218,7 @@ impl Driver<'_> {
         let mut context = Context {
             fold_budget: &mut self.fold_budget,
             planning: &self.options.planning,
+            budget_bytes: self.options.budget_bytes,
             in_body: false,
             order_follows: self.order_follows,
             log,
@@ -254,13 +262,19 @@ fn layout(graph: &Graph) -> Vec<String> {
 
 /// Bodies first: what they capture may end there.
 fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
-    let in_body = std::mem::replace(&mut context.in_body, true);
+    everywhere(rewriter, false, &mut |graph, in_body| {
+        context.in_body = in_body;
+        pass.run(graph, context);
+    });
+}
+
+/// Every body, then the graph itself.
+fn everywhere(rewriter: &mut Rewriter<'_>, in_body: bool, edit: &mut dyn FnMut(&mut Rewriter<'_>, bool)) {
     let with_bodies = if rewriter.graph().has_bodies() { order_of(rewriter.graph()) } else { Vec::new() };
     for op in with_bodies {
-        rewriter.in_bodies(op, &mut |body| run_everywhere(pass, body, context));
+        rewriter.in_bodies(op, &mut |body| everywhere(body, true, edit));
     }
-    context.in_body = in_body;
-    pass.run(rewriter, context);
+    edit(rewriter, in_body);
 }
 
 /// What a model looked like before any pass: a pass is not to blame for what was wrong already, nor for what its file

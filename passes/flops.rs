@@ -13,10 +13,11 @@ use dmopt_ir::{Graph, Op, OpId, ValueId};
 
 /// Operations of a run, the bodies of operators not counted; an operator with a size that is not known counts nothing.
 pub(crate) fn flops(graph: &Graph) -> u128 {
-    graph.ops().filter_map(|id| of(graph, id)).sum()
+    graph.ops().filter_map(|id| flops_of(graph, id)).sum()
 }
 
-fn of(graph: &Graph, id: OpId) -> Option<u128> {
+/// Operations of one operator; `None` where a size is not known.
+pub(crate) fn flops_of(graph: &Graph, id: OpId) -> Option<u128> {
     let op = graph.op(id);
     let dims = |value: Option<ValueId>| graph.tensor_type(value?)?.dims();
     let count = |value| Some(dims(value)?.iter().map(|&n| u128::from(n)).product::<u128>());

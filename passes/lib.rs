@@ -33,6 +33,8 @@ mod raw_readers;
 mod requires;
 mod resolve_reshape;
 mod schedule_for_memory;
+mod slices;
+mod split_batch;
 mod split_concat;
 mod split_hidden;
 mod split_rows;
@@ -59,6 +61,7 @@ pub const PIPELINE: &[&dyn Pass] = &[
     &fuse_scaled_sum::FuseScaledSum,
     &fuse_layer_affine::FuseLayerAffine,
     &fold_batch_norm::FoldBatchNorm,
+    &split_batch::SplitBatch,
     &split_concat::SplitConcat,
     &split_rows::SplitRows,
     &split_hidden::SplitHidden,
@@ -121,6 +124,8 @@ pub trait Pass: Sync {
 pub enum Stage {
     /// Again and again with the others of this stage, until nothing changes.
     Repeated,
+    /// Once the passes above have come to rest: it moves operators into a body, in which they run again.
+    Batching,
     /// It makes offers when the passes above have come to rest; after what is taken, they run again.
     Offering,
     /// After that, and again where what follows from it leaves more to do: it puts operators of the target in the place of
@@ -152,6 +157,8 @@ pub struct Context<'a> {
     pub fold_budget: &'a mut u64,
     /// The memory that the model is optimized for.
     pub planning: &'a Planning,
+    /// What is little enough, in bytes.
+    pub budget_bytes: Option<u64>,
     /// True if the graph is a body.
     pub in_body: bool,
     /// True if another pass of this run decides about the order of operators.
@@ -229,12 +236,12 @@ pub(crate) fn order_of(graph: &Graph) -> Vec<OpId> {
     graph.order().unwrap_or_default()
 }
 
-/// A copy of a graph after those of the edits that fit, and how many did; `None` if they close a cycle.
+/// A copy of a graph after those of the edits that fit, of whatever class, and how many did; `None` if they close a cycle.
 pub(crate) fn edited(graph: &Graph, edits: impl IntoIterator<Item = Patch>) -> Option<(Graph, u64)> {
     let mut copy = graph.clone();
     let (mut names, mut fuel) = (Names::default(), None);
     names.add_graph(graph);
-    let mut rewriter = Rewriter::new(&mut copy, &mut names, Safety::Exact, &mut fuel);
+    let mut rewriter = Rewriter::new(&mut copy, &mut names, Safety::Approximates, &mut fuel);
     edits.into_iter().for_each(|patch| _ = rewriter.apply(patch));
     let applied = rewriter.finish().ok()?;
     Some((copy, applied))
@@ -298,7 +305,7 @@ pub struct Outcome {
     pub sites: Vec<Site>,
     /// The order of each graph whose sizes are known.
     pub schedules: Vec<Schedule>,
-    /// Types that inference and the file disagree on, and similar remarks.
+    /// Types that inference and the file disagree on, what whoever deploys the result wants to know, and similar remarks.
     pub notes: Vec<String>,
     /// What was found to pay.
     pub offers: Chosen,
@@ -467,7 +474,7 @@ mod tests {
     fn edits_beyond_the_allowed_class_are_refused_and_reported() {
         let options = Options { allow: Some(Safety::Exact), ..only(&[]) };
         let mut strict =
-            model("f (float[2] x) => (float[2] y) <float[2] a = {1, 2}> { e = Exp(a) y = Mul(x, e) }");
+            model("f (float[1] x) => (float[1] y) <float[1] a = {2}> { e = Exp(a) y = Mul(x, e) }");
         let outcome = run(&mut strict, &options).unwrap();
         assert_eq!(outcome.safety, None);
         assert_eq!(testing::refusals(&outcome), ["Exp of 'e': not bit-identical (reassociates)"]);

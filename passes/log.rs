@@ -142,6 +142,8 @@ pub struct Log {
     /// The place of each site, by its output.
     places: HashMap<String, usize>,
     pub(crate) schedules: Vec<Schedule>,
+    /// What whoever deploys the result wants to know.
+    pub(crate) notes: Vec<String>,
     refused: Vec<Refused>,
     seen: HashSet<Refused>,
     rounds: usize,

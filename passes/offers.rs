@@ -26,6 +26,7 @@ use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
 use crate::schedule_for_memory::{CARE, CAREFUL, Effort, QUICK, in_better_order};
+use crate::split_batch::is_sliced;
 use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
@@ -161,8 +162,20 @@ impl<'a> Offers<'a> {
         }
     }
 
+    /// The offers that pay in a graph and in what it does to slices, and why others do not.
+    pub fn choose_everywhere(&self, graph: &Graph, names: &Names) -> Chosen {
+        let mut chosen = self.choose(graph, names);
+        let sliced = graph.ops().map(|id| graph.op(id)).filter(|op| is_sliced(op));
+        for body in sliced.flat_map(|op| op.bodies()) {
+            let own = self.choose(body, names);
+            chosen.taken.extend(own.taken);
+            chosen.refused.extend(own.refused);
+        }
+        chosen
+    }
+
     /// The offers that pay, and why others do not.
-    pub fn choose(&self, graph: &Graph, names: &Names) -> Chosen {
+    fn choose(&self, graph: &Graph, names: &Names) -> Chosen {
         let mut chosen = Chosen::default();
         let found = self.found(graph);
         let open = self.open(graph, &found, &Taken::new());
@@ -365,6 +378,7 @@ impl TrialsOf<'_> {
             let mut context = Context {
                 fold_budget: &mut 0,
                 planning: offers.planning,
+                budget_bytes: offers.budget_bytes,
                 in_body: false,
                 order_follows: offers.reorder,
                 log: &mut log,

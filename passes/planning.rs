@@ -60,6 +60,9 @@ pub struct Planning {
     /// In how many slices what lies between two layers is computed (see `split-hidden`), everywhere; as the predicted
     /// peak asks for where nobody says.
     pub split_hidden: Option<u64>,
+    /// In how many slices of its samples a batch is computed (see `split-batch`); in as many as take no longer where nobody
+    /// says.
+    pub split_batch: Option<u64>,
 }
 
 /// How ONNX Runtime, which does not follow the file, is made to run operators in the order that was found.

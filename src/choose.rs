@@ -103,7 +103,7 @@ pub(crate) fn lightest(
     };
     let (moved, rewritten) = (edited(true), edited(false));
     // Who asks for certain passes, or for a part of what they do, gets that.
-    let asked = !options.passes.is_empty() || options.split_hidden.is_some();
+    let asked = !options.passes.is_empty() || options.split_hidden.or(options.split_batch).is_some();
     if options.stop_after.is_some() || !moved && (!rewritten || asked) {
         return Ok(first);
     }

@@ -31,6 +31,14 @@ impl Block {
         self.initializer("var", dims)
     }
 
+    /// Sizes or axes.
+    fn sizes(&mut self, dims: &[u64]) -> String {
+        let name = format!("s{}", self.weights.len());
+        let text: Vec<String> = dims.iter().map(u64::to_string).collect();
+        self.weights.push(format!("int64[{}] {name} = {{{}}}", dims.len(), text.join(", ")));
+        name
+    }
+
     fn initializer(&mut self, what: &str, dims: &[u64]) -> String {
         let name = format!("{what}{}", self.weights.len());
         let dims: Vec<String> = dims.iter().map(u64::to_string).collect();
@@ -214,6 +222,92 @@ fn attention(u: &mut Unstructured<'_>) -> Result<String> {
     ))
 }
 
+/// A network that treats every sample by itself, with weights and with what is there for every sample.
+fn network(u: &mut Unstructured<'_>) -> Result<(String, u64)> {
+    let (count, each) = (u.int_in_range(2..=4)?, u.int_in_range(1..=2)?);
+    let samples = count * each;
+    let mut block = Block { last: "x".to_string(), ..Block::default() };
+    let mut outputs = Vec::new();
+    // The sizes of what is at the end of the block.
+    let mut dims = [3, 4, 4];
+    for _ in 0..u.int_in_range(1..=8)? {
+        let x = block.last.clone();
+        let [channels, height, width] = dims;
+        let call = match u.int_in_range(0..=13)? {
+            0 => {
+                dims[0] = u.int_in_range(1..=4)?;
+                let weight = block.weight(&[dims[0], channels, 1, 1]);
+                format!("Conv({x}, {weight})")
+            }
+            1 => {
+                dims[0] = u.int_in_range(1..=4)?;
+                let weight = block.weight(&[channels, dims[0], 1, 1]);
+                format!("ConvTranspose({x}, {weight})")
+            }
+            2 => format!("Softmax<axis = {}>({x})", u.int_in_range(1..=3)?),
+            3 => {
+                let first = *u.choose(&[1, samples])?;
+                format!("Add({x}, {})", block.weight(&[first, channels, 1, width]))
+            }
+            4 => {
+                dims[0] = 2 * channels;
+                format!("Concat<axis = 1>({x}, {x})")
+            }
+            5 => {
+                dims = [channels, width, height];
+                format!("Transpose<perm = [0, 1, 3, 2]>({x})")
+            }
+            6 => {
+                dims = [height, channels, width];
+                let sizes = block.sizes(&[samples, height, channels, width]);
+                format!("Reshape({x}, {sizes})")
+            }
+            7 => format!("MatMul({x}, {})", block.weight(&[width, width])),
+            8 => {
+                let t = block.line(format!("Transpose<perm = [0, 1, 3, 2]>({x})"));
+                dims[2] = height;
+                format!("MatMul({x}, {t})")
+            }
+            9 => {
+                let axes = block.sizes(&[1, 2]);
+                let mean = block.line(format!("ReduceMean({x}, {axes})"));
+                format!("Sub({x}, {mean})")
+            }
+            10 => {
+                let flat = block.line(format!("Flatten<axis = {}>({x})", u.int_in_range(1..=3)?));
+                let sizes = block.sizes(&[samples, channels, height, width]);
+                format!("Reshape({flat}, {sizes})")
+            }
+            11 => {
+                outputs.push((x.clone(), dims));
+                format!("GlobalAveragePool({x})")
+            }
+            // Samples are mixed: all that follows is whole.
+            12 if u.ratio(1, 4)? => {
+                let axes = block.sizes(&[0]);
+                let mean = block.line(format!("ReduceMean({x}, {axes})"));
+                format!("Sub({x}, {mean})")
+            }
+            _ => format!("Tanh({x})"),
+        };
+        if call.starts_with("GlobalAveragePool") {
+            dims = [channels, 1, 1];
+        }
+        block.line(call);
+    }
+    outputs.push((block.last.clone(), dims));
+    outputs.retain(|(name, _)| name != "x");
+    let outputs: Vec<String> =
+        (outputs.iter()).map(|(name, [c, h, w])| format!("float[{samples},{c},{h},{w}] {name}")).collect();
+    let text = format!(
+        "f (float[{samples},3,4,4] x) => ({}) <{}> {{ {} }}",
+        outputs.join(", "),
+        block.weights.join(", "),
+        block.lines.join("\n")
+    );
+    Ok((text, count))
+}
+
 fn model(text: &str) -> Model {
     let mut model = parse_model_filled(text, &mut seeded).unwrap_or_else(|error| panic!("{text}\n{error}"));
     infer::infer_graph(&mut model.graph);
@@ -256,12 +350,18 @@ fn file(model: &Model) -> ModelFile {
     ModelFile { bytes: Bytes::from(bytes), folder: None }
 }
 
-/// The graph is sound, multiplies as often, has as many bytes of weights, and computes the same.
+/// The graph is sound, multiplies as often, and computes the same.
 fn same(before: &Model, after: &Model) {
+    let text = || format!("from\n{}\nto\n{}", print_model(before), print_model(after));
+    assert_eq!(products(&after.graph), products(&before.graph), "{}", text());
+    computes_the_same(before, after);
+}
+
+/// The graph is sound, and computes the same.
+fn computes_the_same(before: &Model, after: &Model) {
     let text = || format!("from\n{}\nto\n{}", print_model(before), print_model(after));
     let violations = verify_model(after);
     assert!(violations.is_empty(), "{violations:?}\n{}", text());
-    assert_eq!(products(&after.graph), products(&before.graph), "{}", text());
     let tolerance = Tolerance::for_class(Safety::Reassociates, dmopt_ir::DType::F32, before.graph.op_count());
     let options = dmopt_runtime::Options { tolerance, ..Default::default() };
     let verdict = validate(&file(before), &file(after), &options).unwrap();
@@ -313,6 +413,29 @@ fn keeps(pass: &str, block: fn(&mut Unstructured<'_>) -> Result<String>) {
     })
     .budget_ms(BUDGET);
     assert!(taken > 0);
+}
+
+#[test]
+fn slices_of_a_batch_make_up_the_whole() {
+    let mut split = 0;
+    arbtest(|u| {
+        let (text, count) = network(u)?;
+        let before = model(&text);
+        let mut after = before.clone();
+        let planning = Planning { split_batch: Some(count), ..Planning::default() };
+        let options =
+            Options { only: vec!["split-batch".into()], verify: true, planning, ..Options::default() };
+        let outcome =
+            dmopt_passes::run(&mut after, &options).unwrap_or_else(|error| panic!("{text}\n{error}"));
+        split += u32::from(outcome.safety.is_some());
+        computes_the_same(&before, &after);
+        let once = print_model(&after);
+        dmopt_passes::run(&mut after, &options).unwrap();
+        assert_eq!(print_model(&after), once, "a second run found more to do");
+        Ok(())
+    })
+    .budget_ms(BUDGET);
+    assert!(split > 0);
 }
 
 #[test]

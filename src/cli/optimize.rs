@@ -62,6 +62,9 @@ pub struct Optimize {
     /// Compute what lies between two layers in this many slices of its channels, everywhere [default: as the peak asks for]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
     split_hidden: Option<u64>,
+    /// Compute a batch in this many slices of its samples, 1 for none [default: as many as take no longer]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    split_batch: Option<u64>,
     #[command(flatten)]
     sizes: SizeArgs,
     /// First seed of the random inputs
@@ -244,6 +247,7 @@ impl Optimize {
             max_flops_ratio: Some(self.max_flops_ratio),
             onnxruntime: self.onnxruntime,
             split_hidden: self.split_hidden,
+            split_batch: self.split_batch,
             anchors: match self.order_anchors {
                 OrderAnchors::Auto => Anchors::Auto,
                 OrderAnchors::Never => Anchors::Never,

@@ -1,0 +1,832 @@
+//! Compute a batch in slices of its samples, one after the other.
+//!
+//! A network treats every sample by itself, from what comes in to what goes out. With `x_k` the samples of slice k,
+//! ```text
+//! f(x)  =  Concat_k(f(x_k))
+//! ```
+//! so that no more than one slice of what lies between has to exist at a time. `Scan` does that: its body stands in the file
+//! once, reads slices where they are, and writes its results where they belong. What mixes samples, and what is computed of
+//! that, stays outside and reads whole batches.
+//!
+//! There are as many slices as the batch can be divided into without taking longer: each has work enough for every operator
+//! of the body, and samples enough for every weight. On CUDA, where small operators leave most of the device idle, only who
+//! asks for slices (`--split-batch K`) gets any.
+//!
+//! Class: exact, unless products of matrices have fewer rows then: those may be multiplied in another order of additions.
+//! Where nothing but exact edits are allowed, such products stay outside.
+//! Left alone: batches of a size that the model leaves open; models that do not need less by an eighth.
+//!
+//! ```onnx
+//! f (float[4,8,128,128] x) => (float[4,8,128,128] y) <float[16,8,3,3] w, float[8,16,3,3] v> {
+//!   h = Conv<pads = [1, 1, 1, 1]>(x, w)
+//!   a = Relu(h)
+//!   y = Conv<pads = [1, 1, 1, 1]>(a, v)
+//! }
+//! ```
+//! ->
+//! ```onnx
+//! f (float[4,8,128,128] x) => (float[4,8,128,128] y) <int64[5] x_slices_shape = {4, 1, 8, 128, 128}> {
+//!   x_slices = Reshape(x, x_slices_shape)
+//!   y = Scan(x_slices)<body = f_slice (float[1,8,128,128] x_slice) => (float[8,128,128] y_sample)
+//!   <float[16,8,3,3] w, float[8,16,3,3] v, int64[3] y_sizes = {8, 128, 128}>
+//!   {
+//!     h = Conv<pads = [1, 1, 1, 1]>(x_slice, w)
+//!     a = Relu(h)
+//!     y_slice = Conv<pads = [1, 1, 1, 1]>(a, v)
+//!     y_sample = Reshape(y_slice, y_sizes)
+//!   }, num_scan_inputs = 1>
+//! }
+//! ```
+//!
+//! refused: samples are computed of other samples
+//! ```onnx
+//! f (float[4,8,128,128] x) => (float[1,8,128,128] y)
+//! <float[16,8,3,3] w, float[8,16,3,3] v, int64[1] axes = {0}> {
+//!   m = ReduceMean(x, axes)
+//!   h = Conv<pads = [1, 1, 1, 1]>(m, w)
+//!   a = Relu(h)
+//!   y = Conv<pads = [1, 1, 1, 1]>(a, v)
+//! }
+//! ```
+
+use std::collections::{HashMap, HashSet};
+
+use dmopt_ir::{
+    AttributeValue, BuildError, Builder, Def, Graph, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety, Slot,
+    Tensor, TensorType, Type, ValueId,
+};
+
+use crate::flops::flops_of;
+use crate::linear::axis as axis_of;
+use crate::slices::{Role, is_product, roles};
+use crate::{Context, Miss, Pass, Stage, Target, edited, order_of};
+
+/// See the header of this file.
+pub struct SplitBatch;
+
+/// Arithmetic operations for each operator of a slice, on average. To begin with an operator, and to share it among
+/// threads, takes as long as some hundred thousand; with fewer than this, slices were seen to take a tenth longer.
+const LEAST_FLOPS: u128 = 1 << 24;
+
+/// How often each weight of a layer is used for a slice, on average: to read it takes as long as some multiplications.
+const LEAST_USES: u128 = 64;
+
+/// There are no more slices than this.
+const MOST_SLICES: u64 = 1 << 10;
+
+/// The predicted peak has to come down by one part in this many.
+const WORTHWHILE: u64 = 8;
+
+impl Pass for SplitBatch {
+    fn name(&self) -> &'static str {
+        "split-batch"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("split_batch.rs")
+    }
+
+    fn safety(&self) -> Safety {
+        Safety::Reassociates
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Batching
+    }
+
+    fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
+        let graph = rewriter.graph();
+        let asked = context.planning.split_batch;
+        let is_cuda = context.planning.target == Target::OrtCuda;
+        if context.in_body || asked.is_none() && is_cuda || is_split(graph) {
+            return;
+        }
+        let proposal = match asked {
+            Some(1) => Err(Miss::NoMatch),
+            Some(count) => asked_for(rewriter, count),
+            None => best(rewriter, context),
+        };
+        match proposal {
+            Ok((Region { count, ops, .. }, patch)) => {
+                if context.apply(ops[0].0, Ok(patch), rewriter) {
+                    let note =
+                        format!("a batch is computed in {count} slices of its samples, one after the other");
+                    context.log.notes.push(note);
+                }
+            }
+            Err(Miss::Refused(reason)) => {
+                let name = format!("graph '{}'", rewriter.graph().name());
+                context.log.refuse(name, reason);
+            }
+            Err(Miss::NoMatch | Miss::NoEffect) => {}
+        }
+    }
+}
+
+/// True for the body of an operator that does the same with each slice of what it reads, and nothing from slice to slice.
+pub(crate) fn is_sliced(op: &Op) -> bool {
+    let scanned = op.int("num_scan_inputs").and_then(|count| usize::try_from(count).ok());
+    op.is("Scan") && scanned == Some(op.inputs.len())
+}
+
+/// True if a Scan is there already: slices are not sliced again.
+fn is_split(graph: &Graph) -> bool {
+    graph.ops().any(|id| is_sliced(graph.op(id)))
+}
+
+/// As many slices as the caller says.
+fn asked_for(rewriter: &mut Rewriter<'_>, count: u64) -> Result<(Region, Patch), Miss> {
+    let graph = rewriter.graph();
+    match Region::of(graph, count, rewriter.allows()) {
+        Some(region) if samples(graph).is_some_and(|samples| samples % count == 0) => {
+            region.in_slices(rewriter).map(|patch| (region, patch))
+        }
+        _ => Err(Miss::refused(format!(
+            "there is no batch that can be computed in {count} slices of its samples"
+        ))),
+    }
+}
+
+/// As many slices as do not take longer, or as few as fit the budget; where the peak falls.
+fn best(rewriter: &mut Rewriter<'_>, context: &Context<'_>) -> Result<(Region, Patch), Miss> {
+    let (graph, allow, budget) = (rewriter.graph(), rewriter.allows(), context.budget_bytes);
+    let samples = samples(graph).filter(|&samples| samples > 1).ok_or(Miss::NoMatch)?;
+    let regions: Vec<Region> =
+        divisors(samples).filter_map(|count| Region::of(graph, count, allow)).collect();
+    if regions.is_empty() {
+        return Err(Miss::NoMatch);
+    }
+    let peak = |graph: &Graph| context.planning.sized(graph).peaks().ok()?.first().copied();
+    let before = peak(graph).ok_or(Miss::NoMatch)?;
+    let candidates: Vec<Region> = match budget {
+        Some(budget) if before <= budget => return Err(Miss::NoEffect),
+        // Who has a budget rather waits than goes beyond it.
+        Some(_) => regions,
+        None => regions.into_iter().rev().find(|region| region.is_quick(graph)).into_iter().collect(),
+    };
+    let mut found = Err(Miss::refused("with slices, operators would have too little to do at a time"));
+    for region in candidates {
+        let patch = region.in_slices(rewriter)?;
+        let (sliced, _) = edited(rewriter.graph(), [patch.clone()]).ok_or(Miss::NoMatch)?;
+        let after = peak(&sliced).ok_or(Miss::NoMatch)?;
+        if after > before - before / WORTHWHILE {
+            found = Err(Miss::NoEffect);
+            continue;
+        }
+        found = Ok((region, patch));
+        if budget.is_some_and(|budget| after <= budget) {
+            break;
+        }
+    }
+    found
+}
+
+/// The number of samples in a batch: the outermost size of the largest input.
+fn samples(graph: &Graph) -> Option<u64> {
+    let is_open = |v: &&ValueId| matches!(graph.value(**v).def, Def::Input { default: None });
+    // The first of several that are as large.
+    let inputs = graph.inputs().iter().rev().filter(is_open);
+    let dims = inputs.filter_map(|&v| graph.tensor_type(v)?.dims());
+    let largest = dims.max_by_key(|dims| dims.iter().map(|&n| u128::from(n)).product::<u128>())?;
+    largest.first().copied()
+}
+
+/// The numbers of slices that samples can be divided into, in ascending order.
+fn divisors(samples: u64) -> impl Iterator<Item = u64> {
+    (2..=samples.min(MOST_SLICES)).filter(move |count| samples % count == 0)
+}
+
+/// What treats every sample by itself.
+struct Region {
+    count: u64,
+    /// Its operators, in order, and which operands each of them reads slice by slice.
+    ops: Vec<(OpId, Vec<bool>)>,
+    /// What it reads slice by slice and does not compute.
+    scanned: Vec<ValueId>,
+    /// What of it is read outside, or is an output.
+    results: Vec<ValueId>,
+    safety: Safety,
+}
+
+impl Region {
+    /// The largest region of a graph that can be computed in so many slices by edits of this class.
+    fn of(graph: &Graph, count: u64, allow: Safety) -> Option<Region> {
+        // An older Scan is another operator.
+        if count < 2 || graph.opset("") < 9 {
+            return None;
+        }
+        let mut region = Region {
+            count,
+            ops: Vec::new(),
+            scanned: Vec::new(),
+            results: Vec::new(),
+            safety: Safety::Exact,
+        };
+        let (mut inside, mut after) = (HashSet::new(), HashSet::new());
+        for id in order_of(graph) {
+            let op = graph.op(id);
+            let reads = || op.operands().chain(op.captures.iter().copied());
+            let (is_after, reads_inside) =
+                (reads().any(|v| after.contains(&v)), reads().any(|v| inside.contains(&v)));
+            let safety = safety(graph, id);
+            let sampled = if is_after || safety > allow { None } else { sampled(graph, id, count) };
+            let fits = |sampled: &[bool]| {
+                let mut operands = op.inputs.iter().zip(sampled);
+                let is_apart =
+                    operands.clone().all(|(v, &own)| own || v.is_none_or(|v| !inside.contains(&v)));
+                is_apart && operands.any(|(v, &own)| own && v.is_some_and(|v| graph.constant(v).is_none()))
+            };
+            match sampled.filter(|sampled| fits(sampled)) {
+                Some(sampled) => {
+                    let own = op.inputs.iter().zip(&sampled).filter_map(|(v, own)| v.filter(|_| *own));
+                    let new: Vec<ValueId> = own.filter(|v| !inside.contains(v)).collect();
+                    for value in new {
+                        if !region.scanned.contains(&value) {
+                            region.scanned.push(value);
+                        }
+                    }
+                    inside.extend(op.results());
+                    region.safety = region.safety.max(safety);
+                    region.ops.push((id, sampled));
+                }
+                None if is_after || reads_inside => after.extend(op.results()),
+                None => {}
+            }
+        }
+        let ops = region.members();
+        for (id, _) in &region.ops {
+            let is_result = |&v: &ValueId| {
+                graph.uses(v).len() != graph.readers(v)
+                    || graph.uses(v).any(|at| !ops.contains(&at.op) || at.slot == Slot::Capture)
+            };
+            region.results.extend(graph.op(*id).results().filter(is_result));
+        }
+        (!region.results.is_empty()).then_some(region)
+    }
+
+    fn members(&self) -> HashSet<OpId> {
+        self.ops.iter().map(|(id, _)| *id).collect()
+    }
+
+    /// True if slices take no longer than the whole does.
+    fn is_quick(&self, graph: &Graph) -> bool {
+        let (mut all, mut of_layers, mut weights) = (0, 0, 0);
+        for (id, _) in &self.ops {
+            let op = graph.op(*id);
+            let flops = flops_of(graph, *id).unwrap_or(0);
+            all += flops;
+            let is_layer = ["Conv", "ConvTranspose", "Gemm", "MatMul"].contains(&op.op_type.as_str());
+            let weight = op.input(1).filter(|&v| is_layer && graph.constant(v).is_some());
+            if let Some(elements) = weight.and_then(|v| graph.tensor_type(v)?.elements()) {
+                of_layers += flops;
+                weights += u128::from(elements);
+            }
+        }
+        let count = u128::from(self.count);
+        // A weight is used in a multiplication and an addition.
+        all >= LEAST_FLOPS * count * self.ops.len() as u128 && of_layers >= 2 * LEAST_USES * count * weights
+    }
+
+    /// The region as the body of a Scan.
+    fn in_slices(&self, rewriter: &mut Rewriter<'_>) -> Result<Patch, Miss> {
+        let names = Names::of(self, rewriter)?;
+        let graph = rewriter.graph();
+        let body = self.body(graph, &names).map_err(|error| Miss::Refused(error.to_string()))?;
+        let mut patch = Patch::new(self.safety);
+        let shaped = |patch: &mut Patch, value: Operand, hint: &str, dims: &[u64]| {
+            let shape = patch.constant(&format!("{hint}_shape"), shape(dims));
+            patch.add_op(NewOp::new("Reshape", [value, shape]).result_named(hint))
+        };
+        let mut slices = Vec::with_capacity(self.scanned.len());
+        for &value in &self.scanned {
+            let dims = [&[self.count], &self.slice_dims(graph, value)?[..]].concat();
+            let hint = format!("{}_slices", graph.value(value).name);
+            slices.push(shaped(&mut patch, value.into(), &hint, &dims));
+        }
+        let scan = NewOp::new("Scan", slices)
+            .attribute("body", AttributeValue::Graph(Box::new(body)))
+            .attribute("num_scan_inputs", self.scanned.len() as i64)
+            .results(self.results.len())
+            .named_apart("split_batch");
+        let Operand::New { op, .. } = patch.add_op(scan.result_named("slices")) else {
+            return Err(Miss::NoMatch);
+        };
+        for (slot, &value) in self.results.iter().enumerate() {
+            let mut result = Operand::New { op, slot };
+            if !self.is_one_sample(graph, value) {
+                let dims = dims(graph, value).ok_or(Miss::NoMatch)?;
+                result = shaped(&mut patch, result, &graph.value(value).name, &dims);
+            }
+            patch.replace_uses(value, result);
+        }
+        Ok(patch)
+    }
+
+    /// The sizes of a slice of a value.
+    fn slice_dims(&self, graph: &Graph, value: ValueId) -> Result<Vec<u64>, Miss> {
+        let mut dims = dims(graph, value).ok_or(Miss::NoMatch)?;
+        dims[0] /= self.count;
+        Ok(dims)
+    }
+
+    /// With what sizes a slice of a result leaves the body, where those are not its own.
+    fn leaving_dims(&self, graph: &Graph, value: ValueId) -> Option<Vec<u64>> {
+        if self.is_one_sample(graph, value) {
+            return dims(graph, value).map(|dims| dims[1..].to_vec());
+        }
+        // What is read within the body as well is another value than what leaves it: tract takes the two for one, with an
+        // axis more.
+        let ops = self.members();
+        let is_read = graph.uses(value).any(|at| ops.contains(&at.op));
+        is_read.then(|| Some([&[1], &self.slice_dims(graph, value).ok()?[..]].concat())).flatten()
+    }
+
+    /// True if a slice of a value is one alone along the outermost axis, so that slices make up the whole as they are.
+    fn is_one_sample(&self, graph: &Graph, value: ValueId) -> bool {
+        dims(graph, value).is_some_and(|dims| dims[0] == self.count)
+    }
+
+    fn body(&self, graph: &Graph, names: &Names) -> Result<Graph, BuildError> {
+        let mut body = Builder::new(names.body.clone(), graph.opsets().clone());
+        let name_of = |value: ValueId| names.own.get(&value).unwrap_or(&graph.value(value).name);
+        let slice_type = |value: ValueId| {
+            let ty = graph.tensor_type(value)?;
+            let dims = self.slice_dims(graph, value).ok()?;
+            Some(Type::Tensor(TensorType::known(ty.dtype, &dims)))
+        };
+        for &value in &self.scanned {
+            let slice = body.value(name_of(value));
+            body.input(slice, None)?;
+            body.set_type(slice, slice_type(value));
+        }
+        let ops = self.members();
+        for (id, sampled) in &self.ops {
+            let op = graph.op(*id);
+            let replaced = new_shape(graph, *id, self.count);
+            let mut inputs = Vec::with_capacity(op.inputs.len());
+            for (slot, value) in op.inputs.iter().enumerate() {
+                let Some(value) = *value else {
+                    inputs.push(None);
+                    continue;
+                };
+                let target = replaced.as_ref().filter(|(at, _)| *at == slot);
+                if let (Some((_, tensor)), Some(name)) = (target, names.shapes.get(id)) {
+                    let target = body.value(name);
+                    body.initializer(target, tensor.clone())?;
+                    inputs.push(Some(target));
+                    continue;
+                }
+                // One value may be read in slices and as a whole.
+                let name = if sampled[slot] { name_of(value) } else { &graph.value(value).name };
+                let is_new = body.find(name).is_none();
+                let operand = body.value(name);
+                inputs.push(Some(operand));
+                if !is_new || graph.producer(value).is_some_and(|by| ops.contains(&by)) {
+                    continue;
+                }
+                // Weights that nothing else reads move into the body, where ONNX Runtime finds them when it optimizes.
+                let is_own = graph.uses(value).len() == graph.readers(value)
+                    && graph.uses(value).all(|at| ops.contains(&at.op) && at.slot != Slot::Capture);
+                match graph.constant(value).filter(|_| is_own) {
+                    Some(tensor) => body.initializer(operand, tensor.into_owned())?,
+                    None => body.captured(operand, value, graph.value(value).ty.clone())?,
+                }
+            }
+            let mut outputs = Vec::with_capacity(op.outputs.len());
+            for value in &op.outputs {
+                outputs.push(value.map(|value| {
+                    let result = body.value(name_of(value));
+                    body.set_type(result, slice_type(value));
+                    result
+                }));
+            }
+            let mut copy = op.clone();
+            (copy.inputs, copy.outputs) = (inputs, outputs);
+            body.op(copy)?;
+        }
+        for &value in &self.results {
+            let slice = body.value(name_of(value));
+            let mut result = slice;
+            if let Some((shape_name, name)) = names.results.get(&value) {
+                let dims = self.leaving_dims(graph, value).unwrap_or_default();
+                let target = body.value(shape_name);
+                body.initializer(target, shape(&dims))?;
+                result = body.value(name);
+                let ty = graph.tensor_type(value).map(|ty| TensorType::known(ty.dtype, &dims));
+                body.set_type(result, ty.map(Type::Tensor));
+                body.op(Op::new("Reshape", vec![Some(slice), Some(target)], vec![Some(result)]))?;
+            }
+            body.output(result);
+        }
+        body.finish()
+    }
+}
+
+/// Names that no value has, for what is in the body and was not there before.
+struct Names {
+    body: String,
+    /// Slices of what exists as a whole, too.
+    own: HashMap<ValueId, String>,
+    /// Targets of operators that say how large their result is.
+    shapes: HashMap<OpId, String>,
+    /// Of results that leave with other sizes: that of the target, and their own.
+    results: HashMap<ValueId, (String, String)>,
+}
+
+impl Names {
+    fn of(region: &Region, rewriter: &mut Rewriter<'_>) -> Result<Names, Miss> {
+        let graph = rewriter.graph();
+        let name = |value: ValueId| graph.value(value).name.clone();
+        let whole = region.scanned.iter().chain(&region.results);
+        let own: Vec<(ValueId, String)> = whole.map(|&v| (v, format!("{}_slice", name(v)))).collect();
+        let ops = region.ops.iter().map(|(id, _)| *id);
+        let targets = ops.filter(|&id| new_shape(graph, id, region.count).is_some());
+        let result = |id: OpId| graph.op(id).output(0).map_or(String::new(), name);
+        let shapes: Vec<(OpId, String)> = targets.map(|id| (id, format!("{}_sizes", result(id)))).collect();
+        let leaving = region.results.iter().filter(|&&v| region.leaving_dims(graph, v).is_some());
+        let results: Vec<(ValueId, String)> = leaving.map(|&v| (v, name(v))).collect();
+        let body = format!("{}_slice", graph.name());
+        let mut fresh = |hint: String| rewriter.fresh_name(&hint);
+        Ok(Names {
+            body,
+            own: own.into_iter().map(|(value, hint)| (value, fresh(hint))).collect(),
+            shapes: shapes.into_iter().map(|(id, hint)| (id, fresh(hint))).collect(),
+            results: (results.into_iter())
+                .map(|(value, name)| (value, (fresh(format!("{name}_sizes")), fresh(format!("{name}_out")))))
+                .collect(),
+        })
+    }
+}
+
+/// A target of Reshape, and of others that say how large their result is.
+fn shape(dims: &[u64]) -> Tensor {
+    Tensor::i64s(&dims.iter().map(|&n| n as i64).collect::<Vec<_>>())
+}
+
+/// The sizes of a value that has an outermost axis and elements.
+fn dims(graph: &Graph, value: ValueId) -> Option<Vec<u64>> {
+    graph.tensor_type(value)?.dims().filter(|dims| !dims.is_empty() && !dims.contains(&0))
+}
+
+/// How far slices may change the results of an operator.
+fn safety(graph: &Graph, id: OpId) -> Safety {
+    let op = graph.op(id);
+    let is_stack =
+        |value: ValueId| graph.tensor_type(value).and_then(|ty| ty.rank()).is_some_and(|rank| rank > 2);
+    match is_product(graph, id) && !op.operands().all(is_stack) {
+        true => Safety::Reassociates,
+        false => Safety::Exact,
+    }
+}
+
+/// Which operands an operator reads slice by slice to compute its results so; `None` where slices do not do.
+fn sampled(graph: &Graph, id: OpId, count: u64) -> Option<Vec<bool>> {
+    let op = graph.op(id);
+    let sampled = operands_by_sample(graph, id)?;
+    let divides = |value: ValueId| dims(graph, value).is_some_and(|dims| dims[0] % count == 0);
+    let operands = op.inputs.iter().zip(&sampled).filter(|(_, own)| **own);
+    let fits = op.results().all(divides)
+        && operands.clone().all(|(value, _)| value.is_none_or(divides))
+        && op.results().chain(operands.filter_map(|(value, _)| *value)).all(|v| !graph.is_pinned(v));
+    fits.then_some(sampled)
+}
+
+/// Operators whose only result has, for each sample of the first operand, one that is computed of that alone and of all of
+/// the other operands.
+#[rustfmt::skip]
+const OF_THE_FIRST: &[&str] = &[
+    "AveragePool", "Conv", "ConvInteger", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "GlobalLpPool",
+    "GlobalMaxPool", "GroupNormalization", "InstanceNormalization", "LRN", "LpPool", "MaxPool", "QLinearConv",
+    "SpaceToDepth",
+];
+
+/// Operators that do something along axes that they name, in an operand from a version of the operator set on and in an
+/// attribute before: the operand and the version.
+#[rustfmt::skip]
+const ALONG_AXES: &[(&str, usize, i64)] = &[
+    ("ReduceL1", 1, 18), ("ReduceL2", 1, 18), ("ReduceLogSum", 1, 18), ("ReduceLogSumExp", 1, 18), ("ReduceMax", 1, 18),
+    ("ReduceMean", 1, 18), ("ReduceMin", 1, 18), ("ReduceProd", 1, 18), ("ReduceSum", 1, 13), ("ReduceSumSquare", 1, 18),
+    ("Slice", 3, 10), ("Squeeze", 1, 13), ("Unsqueeze", 1, 13),
+];
+
+/// Operators that do something along one axis: the attribute, or what it is without.
+#[rustfmt::skip]
+const ALONG_AN_AXIS: &[(&str, i64)] = &[
+    ("ArgMax", 0), ("ArgMin", 0), ("LayerNormalization", -1), ("LpNormalization", -1), ("RMSNormalization", -1),
+    ("Split", 0), ("TopK", -1),
+];
+
+/// Which operands are read sample by sample, by type of operator.
+fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
+    let op = graph.op(id);
+    if !op.is_standard() || op.bodies().next().is_some() {
+        return None;
+    }
+    let (name, is_alone) = (op.op_type.as_str(), op.results().count() == 1);
+    let rank = |value: Option<ValueId>| graph.tensor_type(value?)?.rank();
+    let (from, to) = (rank(op.input(0))?, rank(op.output(0))?);
+    let constant = |slot: usize| graph.constant(op.input(slot)?)?.to_i64().ok();
+    let the_first = || (0..op.inputs.len()).map(|slot| slot == 0).collect::<Vec<bool>>();
+    let all = || vec![true; op.inputs.len()];
+    let along = |absent: i64| axis_of(op.int("axis").unwrap_or(absent), from);
+    if OF_THE_FIRST.contains(&name) {
+        return (is_alone && from > 1).then(the_first);
+    }
+    if let Some((_, slot, since)) = ALONG_AXES.iter().find(|(known, ..)| *known == name) {
+        let is_operand = graph.opset("") >= *since;
+        let axes = if is_operand { constant(*slot)? } else { op.ints("axes")?.to_vec() };
+        let rank = if name == "Unsqueeze" { to } else { from };
+        let inner = |&axis: &i64| axis_of(axis, rank).is_some_and(|axis| axis > 0);
+        return (!axes.is_empty() && axes.iter().all(inner)).then(the_first);
+    }
+    if let Some((_, absent)) = ALONG_AN_AXIS.iter().find(|(known, _)| *known == name) {
+        let is_inner = along(*absent).is_some_and(|axis| axis > 0);
+        return (is_inner && (is_alone || name == "Split" || name == "TopK")).then(the_first);
+    }
+    match name {
+        "BatchNormalization" => {
+            (is_alone && from > 1 && op.int("training_mode").unwrap_or(0) == 0).then(the_first)
+        }
+        "Concat" => along(0).filter(|&axis| axis > 0).map(|_| all()),
+        "Transpose" => (op.ints("perm")?.first() == Some(&0)).then(the_first),
+        "Gather" => match along(0)? {
+            0 => Some(vec![false, true]),
+            _ => Some(the_first()),
+        },
+        "GatherElements" => along(0).filter(|&axis| axis > 0).map(|_| all()),
+        "Pad" => {
+            let pads = op.ints("pads").map(<[i64]>::to_vec).or_else(|| constant(1))?;
+            let ends = [pads.first()?, pads.get(from)?];
+            (op.input(3).is_none() && ends == [&0, &0]).then(the_first)
+        }
+        "Flatten" => {
+            let axis = op.int("axis").unwrap_or(1);
+            (axis != 0 && axis != -(from as i64)).then(the_first)
+        }
+        "Expand" => (from == to).then_some(the_first()).filter(|_| new_shape(graph, id, 1).is_some()),
+        "Reshape" => new_shape(graph, id, 1).map(|_| the_first()),
+        "Resize" | "Upsample" => {
+            let crops = op.string("coordinate_transformation_mode") == Some("tf_crop_and_resize");
+            let scales = op.attribute("scales").is_none() && op.attribute("axes").is_none() && !crops;
+            let slot = if name == "Upsample" || graph.opset("") < 11 { 1 } else { 2 };
+            let scale = || {
+                let scales = graph.constant(op.input(slot)?)?.to_f64().ok()?;
+                Some(scales.first().is_none_or(|&first| first == 1.0))
+            };
+            let keeps = new_shape(graph, id, 1).is_some() || scale() == Some(true);
+            (scales && keeps).then(the_first)
+        }
+        "Tile" => (constant(1)?.first() == Some(&1)).then(the_first),
+        "CumSum" => {
+            let axis = *constant(1)?.first()?;
+            axis_of(axis, from).filter(|&axis| axis > 0).map(|_| the_first())
+        }
+        "QuantizeLinear" | "DequantizeLinear" => {
+            // With a scale for each of several along an axis, that is not the one of the samples.
+            let is_inner = along(1).is_some_and(|axis| axis > 0);
+            let scale = rank(op.input(1))?;
+            (is_alone && (scale == 0 || scale == 1 && is_inner)).then(the_first)
+        }
+        "MatMulInteger" | "QLinearMatMul" => {
+            let second = if name == "MatMulInteger" { 1 } else { 3 };
+            (from > 1 && rank(op.input(second))? == 2).then(the_first)
+        }
+        _ => {
+            let roles = roles(graph, id, 0)?;
+            Some(roles.into_iter().map(|role| role == Role::Slice(0)).collect())
+        }
+    }
+}
+
+/// Where an operator is told how large its result is, the operand and what it says for one of so many slices.
+fn new_shape(graph: &Graph, id: OpId, count: u64) -> Option<(usize, Tensor)> {
+    let op = graph.op(id);
+    let slot = match op.op_type.as_str() {
+        "Reshape" | "Expand" => 1,
+        "Resize" if graph.opset("") >= 11 => 3,
+        _ => return None,
+    };
+    graph.constant(op.input(slot)?)?;
+    let mut sizes = dims(graph, op.output(0)?)?;
+    sizes[0] /= count;
+    Some((slot, shape(&sizes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use dmopt_ir::text::{parse_model_filled, print_model};
+    use dmopt_ir::{DType, Graph, Model, Storage, TensorType};
+
+    use crate::testing::{optimize, refusals};
+    use crate::{Options, Outcome, Planning, Safety, Target};
+
+    const PASS: &str = "split-batch";
+
+    /// The result for a caller who asks for slices, or does not.
+    fn split(text: &str, count: Option<u64>, options: Options<'_>) -> (Model, Outcome) {
+        let mut ones = |_: &str, ty: &TensorType| match ty.elements() {
+            Some(count) if ty.dtype == DType::F32 => Storage::Float(vec![1.0; count as usize]),
+            _ => Storage::Absent,
+        };
+        let model = parse_model_filled(text, &mut ones).unwrap_or_else(|error| panic!("{text}\n{error}"));
+        let planning = Planning { split_batch: count, ..options.planning.clone() };
+        optimize(PASS, &print_model(&model), Options { planning, ..options })
+    }
+
+    fn in_slices(text: &str, count: u64) -> Model {
+        split(text, Some(count), Options::default()).0
+    }
+
+    /// Types of the operators of the main graph, and those of the bodies in it.
+    fn operators(model: &Model) -> [String; 2] {
+        let types = |graph: &Graph| {
+            let ops = graph.order().unwrap().into_iter();
+            ops.map(|id| graph.op(id).op_type.clone()).collect::<Vec<_>>().join(" ")
+        };
+        let bodies = model.graph.ops().flat_map(|id| model.graph.op(id).bodies());
+        [types(&model.graph), bodies.map(types).collect()]
+    }
+
+    fn operators_of(text: &str, count: u64) -> [String; 2] {
+        operators(&in_slices(text, count))
+    }
+
+    /// Two convolutions of this many samples with so many pixels in a row.
+    fn network(samples: u64, pixels: u64) -> String {
+        format!(
+            "f (float[{samples},8,{pixels},{pixels}] x) => (float[{samples},8,{pixels},{pixels}] y)
+             <float[16,8,3,3] w, float[8,16,3,3] v> {{
+                h = Conv<pads = [1, 1, 1, 1]>(x, w)  a = Relu(h)  y = Conv<pads = [1, 1, 1, 1]>(a, v) }}"
+        )
+    }
+
+    /// How many slices are made where nobody asks for a number.
+    fn count(text: &str, options: Options<'_>) -> Option<u64> {
+        let (model, _) = split(text, None, options);
+        let graph = &model.graph;
+        let scan = graph.ops().find(|&id| graph.op(id).is("Scan"))?;
+        graph.tensor_type(graph.op(scan).input(0)?)?.dims()?.first().copied()
+    }
+
+    #[test]
+    fn slices_of_one_sample_make_up_outputs_as_they_are() {
+        let text = "f (float[6,2] x) => (float[6,2] y) { y = Relu(x) }";
+        assert_eq!(operators_of(text, 6), ["Reshape Scan", "Relu Reshape"]);
+        assert_eq!(operators_of(text, 3), ["Reshape Scan Reshape", "Relu"]);
+    }
+
+    #[test]
+    fn there_are_as_many_slices_as_have_work_enough() {
+        assert_eq!(count(&network(8, 128), Options::default()), Some(8));
+        assert_eq!(count(&network(8, 64), Options::default()), Some(2));
+        let (_, outcome) = split(&network(8, 16), None, Options::default());
+        assert_eq!(
+            refusals(&outcome),
+            ["graph 'f': with slices, operators would have too little to do at a time"]
+        );
+    }
+
+    #[test]
+    fn weights_are_used_often_in_every_slice() {
+        let text = "f (float[1024,1024] x) => (float[1024,64] y) <float[1024,1024] w, float[1024,64] v> {
+            h = MatMul(x, w)  a = Relu(h)  b = Neg(a)  c = Exp(b)  y = MatMul(c, v) }";
+        assert_eq!(count(text, Options::default()), Some(8));
+    }
+
+    #[test]
+    fn a_budget_is_met_with_as_few_slices_as_it_takes() {
+        let within =
+            |bytes: u64| count(&network(8, 64), Options { budget_bytes: Some(bytes), ..Options::default() });
+        // The hidden tensor of all samples and a result.
+        let whole = 8 * (16 + 8) * 64 * 64 * 4;
+        assert_eq!(within(2 * whole), None);
+        assert_eq!(within(whole - 1), Some(2));
+        // More of them than is quick.
+        assert_eq!(within(1), Some(8));
+    }
+
+    #[test]
+    fn cuda_has_slices_only_for_who_asks() {
+        let planning = Planning { target: Target::OrtCuda, ..Planning::default() };
+        assert_eq!(
+            count(&network(8, 128), Options { planning: planning.clone(), ..Options::default() }),
+            None
+        );
+        let (model, _) = split(&network(8, 128), Some(8), Options { planning, ..Options::default() });
+        assert_eq!(operators(&model), ["Reshape Scan", "Conv Relu Conv Reshape"]);
+    }
+
+    #[test]
+    fn who_asks_for_a_number_that_does_not_divide_the_batch_is_told() {
+        let (_, outcome) = split(&network(8, 64), Some(3), Options::default());
+        assert_eq!(
+            refusals(&outcome),
+            ["graph 'f': there is no batch that can be computed in 3 slices of its samples"]
+        );
+        let (_, outcome) = split(&network(8, 64), Some(1), Options::default());
+        assert_eq!((outcome.safety, refusals(&outcome)), (None, vec![]));
+    }
+
+    #[test]
+    fn what_mixes_samples_and_what_follows_stay_whole() {
+        let text = "f (float[4,3] x, float[3] z) => (float[4,3] y) <int64[1] zero = {0}> {
+            a = Relu(x)  m = ReduceMean(a, zero)  s = Sub(a, m)  t = Exp(z)  y = Add(s, t) }";
+        assert_eq!(operators_of(text, 2), ["Reshape Scan Reshape ReduceMean Sub Exp Add", "Relu"]);
+    }
+
+    #[test]
+    fn what_is_computed_before_is_read_by_slices_or_as_a_whole() {
+        let text = "f (float[4,3] x, float[3,4] u, float[3] z) => (float[4,3] y) {
+            t = Exp(z)  v = Transpose(u)  a = Add(x, v)  y = Add(a, t) }";
+        assert_eq!(operators_of(text, 2), ["Exp Reshape Transpose Reshape Scan Reshape", "Add Add"]);
+    }
+
+    #[test]
+    fn one_value_may_be_read_in_slices_and_as_a_whole() {
+        let text = "f (float[4,4] x) => (float[4,4] y) { y = MatMul(x, x) }";
+        let model = in_slices(text, 2);
+        let graph = &model.graph;
+        let scan = graph.ops().find(|&id| graph.op(id).is("Scan")).unwrap();
+        assert_eq!(graph.op(scan).captures, graph.inputs());
+        let body = graph.op(scan).bodies().next().unwrap();
+        let product = body.op(body.ops().next().unwrap());
+        let names = product.operands().map(|v| body.value(v).name.as_str()).collect::<Vec<_>>();
+        assert_eq!(names, ["x_slice", "x"]);
+    }
+
+    #[test]
+    fn sizes_that_the_model_states_are_those_of_a_slice() {
+        let text = "f (float[4,6] x) => (float[8,3,1,6] y) <int64[3] s = {8, 1, 3}, int64[4] e = {8, 3, 1, 3}, int64[4] r = {8, 3, 1, 6}> {
+            a = Reshape(x, s)  t = Transpose<perm = [0, 2, 1]>(a)  u = Unsqueeze(t, axes)
+            b = Expand(u, e)  y = Resize(b, , , r) }";
+        let text = text.replace("int64[3] s", "int64[1] axes = {3}, int64[3] s");
+        let model = in_slices(&text, 4);
+        let graph = &model.graph;
+        let body = graph.ops().flat_map(|id| graph.op(id).bodies()).next().unwrap();
+        let sizes = |op_type: &str, slot: usize| {
+            let id = body.ops().find(|&id| body.op(id).is(op_type)).unwrap();
+            body.constant(body.op(id).input(slot).unwrap()).unwrap().to_i64().unwrap()
+        };
+        assert_eq!(sizes("Reshape", 1), [2, 1, 3]);
+        assert_eq!(sizes("Expand", 1), [2, 3, 1, 3]);
+        assert_eq!(sizes("Resize", 3), [2, 3, 1, 6]);
+    }
+
+    #[test]
+    fn weights_move_into_the_body_unless_something_else_reads_them() {
+        let text = "f (float[4,3] x) => (float[4,3] y, float[1,3] z) <float[3,3] w, float[3,3] v, int64[1] zero = {0}> {
+            a = MatMul(x, w)  y = MatMul(a, v)  m = ReduceMean(y, zero)  z = MatMul(m, v) }";
+        let model = in_slices(text, 2);
+        let graph = &model.graph;
+        let scan = graph.ops().find(|&id| graph.op(id).is("Scan")).unwrap();
+        let captures: Vec<&str> =
+            graph.op(scan).captures.iter().map(|&v| graph.value(v).name.as_str()).collect();
+        assert_eq!(captures, ["v"]);
+        assert!(graph.values().all(|v| graph.value(v).name != "w"));
+    }
+
+    #[test]
+    fn products_of_fewer_rows_are_not_exact() {
+        let text = "f (float[4,3] x, float[4,5,3] s) => (float[4,3] y, float[4,5,5] z) <float[3,3] w> {
+            a = Relu(x)  y = MatMul(a, w)  t = Transpose<perm = [0, 2, 1]>(s)  z = MatMul(s, t) }";
+        let exact = Options { allow: Some(Safety::Exact), ..Options::default() };
+        let (model, outcome) = split(text, Some(2), exact);
+        assert_eq!(outcome.safety, Some(Safety::Exact));
+        assert_eq!(operators(&model)[1], "Relu Transpose MatMul");
+        let (model, outcome) = split(text, Some(2), Options::default());
+        assert_eq!(outcome.safety, Some(Safety::Reassociates));
+        assert_eq!(operators(&model)[1], "Relu MatMul Transpose MatMul");
+    }
+
+    #[test]
+    fn operators_along_the_batch_are_not_cut() {
+        let is_split = |call: &str, ty: &str| {
+            let text = format!(
+                "f (float[4,4] x) => ({ty} y) <int64[4] i = {{1, 1, 0, 3}}, int64 zero = {{0}}, int64[1] first = {{0}}> {{ y = {call} }}"
+            );
+            operators_of(&text, 2)[0].contains("Scan")
+        };
+        assert!(is_split("Softmax<axis = 1>(x)", "float[4,4]"));
+        for (call, ty) in [
+            ("Softmax<axis = 0>(x)", "float[4,4]"),
+            ("Transpose(x)", "float[4,4]"),
+            ("Concat<axis = 0>(x, x)", "float[8,4]"),
+            ("ReduceSum<keepdims = 0>(x)", "float"),
+            ("ReduceMean(x, first)", "float[1,4]"),
+            ("ArgMax(x)", "int64[1,4]"),
+            ("Flatten<axis = 0>(x)", "float[1,16]"),
+            ("Gather<axis = 0>(x, i)", "float[4,4]"),
+            ("CumSum(x, zero)", "float[4,4]"),
+        ] {
+            assert!(!is_split(call, ty), "{call}");
+        }
+    }
+
+    #[test]
+    fn open_batches_and_older_scans_are_left_alone() {
+        let open = network(8, 128).replace("float[8,8,", "float[n,8,");
+        assert_eq!(count(&open, Options::default()), None);
+        let old = format!("<ir_version: 4, opset_import: [\"\" : 8]> {}", network(8, 128));
+        assert_eq!(count(&old, Options::default()), None);
+    }
+}
