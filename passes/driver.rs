@@ -8,6 +8,7 @@ use dmopt_ir::{
 
 use crate::log::note_written;
 use crate::offers::{Offers, Taken};
+use crate::split_batch::sliced;
 use crate::{
     Context, Error, Log, Options, Outcome, Pass, Stage, find, order_anchors, order_of, schedule_for_memory,
 };
@@ -187,7 +188,10 @@ impl Driver<'_> {
     fn take(&mut self, offers: &Offers<'_>, taken: &Taken, model: &mut Model) -> Result<(), Error> {
         offers.each(taken, |pass, done| {
             self.edit(pass, model, &mut |rewriter, _| {
-                everywhere(rewriter, false, &mut |graph, _| offers.run(pass, taken, done, graph));
+                offers.run(pass, taken, done, rewriter);
+                if let Some(op) = sliced(rewriter.graph()) {
+                    rewriter.in_bodies(op, &mut |body| offers.run(pass, taken, done, body));
+                }
             })
         })
     }
@@ -262,19 +266,13 @@ fn layout(graph: &Graph) -> Vec<String> {
 
 /// Bodies first: what they capture may end there.
 fn run_everywhere(pass: &dyn Pass, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
-    everywhere(rewriter, false, &mut |graph, in_body| {
-        context.in_body = in_body;
-        pass.run(graph, context);
-    });
-}
-
-/// Every body, then the graph itself.
-fn everywhere(rewriter: &mut Rewriter<'_>, in_body: bool, edit: &mut dyn FnMut(&mut Rewriter<'_>, bool)) {
+    let in_body = std::mem::replace(&mut context.in_body, true);
     let with_bodies = if rewriter.graph().has_bodies() { order_of(rewriter.graph()) } else { Vec::new() };
     for op in with_bodies {
-        rewriter.in_bodies(op, &mut |body| everywhere(body, true, edit));
+        rewriter.in_bodies(op, &mut |body| run_everywhere(pass, body, context));
     }
-    edit(rewriter, in_body);
+    context.in_body = in_body;
+    pass.run(rewriter, context);
 }
 
 /// What a model looked like before any pass: a pass is not to blame for what was wrong already, nor for what its file

@@ -26,7 +26,7 @@ use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
 use crate::schedule_for_memory::{CARE, CAREFUL, Effort, QUICK, in_better_order};
-use crate::split_batch::is_sliced;
+use crate::split_batch::sliced;
 use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
@@ -165,12 +165,19 @@ impl<'a> Offers<'a> {
     /// The offers that pay in a graph and in what it does to slices, and why others do not.
     pub fn choose_everywhere(&self, graph: &Graph, names: &Names) -> Chosen {
         let mut chosen = self.choose(graph, names);
-        let sliced = graph.ops().map(|id| graph.op(id)).filter(|op| is_sliced(op));
-        for body in sliced.flat_map(|op| op.bodies()) {
-            let own = self.choose(body, names);
-            chosen.taken.extend(own.taken);
-            chosen.refused.extend(own.refused);
-        }
+        let Some(body) = sliced(graph).and_then(|id| graph.op(id).bodies().next()) else { return chosen };
+        // What is in memory around the body takes of the budget.
+        let peak = |graph: &Graph| self.planning.sized(graph).peaks().map_or(0, |peaks| peaks[0]);
+        let around = peak(graph).saturating_sub(peak(body));
+        let within = Offers {
+            offering: self.offering.clone(),
+            lowering: self.lowering.clone(),
+            budget_bytes: self.budget_bytes.map(|bytes| bytes.saturating_sub(around)),
+            ..*self
+        };
+        let own = within.choose(body, names);
+        chosen.taken.extend(own.taken);
+        chosen.refused.extend(own.refused);
         chosen
     }
 

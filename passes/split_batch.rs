@@ -8,13 +8,14 @@
 //! once, reads slices where they are, and writes its results where they belong. What mixes samples, and what is computed of
 //! that, stays outside and reads whole batches.
 //!
-//! There are as many slices as the batch can be divided into without taking longer: each has work enough for every operator
-//! of the body, and samples enough for every weight. On CUDA, where small operators leave most of the device idle, only who
-//! asks for slices (`--split-batch K`) gets any.
+//! There are as many slices as the batch, the outermost size of the largest input, can be divided into without taking longer:
+//! each has work enough for every operator of the body, and samples enough for every weight. On CUDA, where small operators
+//! leave most of the device idle, only who asks for slices (`--split-batch K`) gets any.
 //!
-//! Class: exact, unless products of matrices have fewer rows then: those may be multiplied in another order of additions.
-//! Where nothing but exact edits are allowed, such products stay outside.
-//! Left alone: batches of a size that the model leaves open; models that do not need less by an eighth.
+//! Class: exact for convolutions, pooling, moves of data and arithmetic of elements. Products of matrices, sums, and functions
+//! that kernels compute in other ways at the ends of vectors, may be rounded otherwise where there are fewer samples; where
+//! nothing but exact edits are allowed, they stay outside.
+//! Left alone: batches of a size that the model leaves open; unless somebody asks, models that do not need less by an eighth.
 //!
 //! ```onnx
 //! f (float[4,8,128,128] x) => (float[4,8,128,128] y) <float[16,8,3,3] w, float[8,16,3,3] v> {
@@ -27,13 +28,13 @@
 //! ```onnx
 //! f (float[4,8,128,128] x) => (float[4,8,128,128] y) <int64[5] x_slices_shape = {4, 1, 8, 128, 128}> {
 //!   x_slices = Reshape(x, x_slices_shape)
-//!   y = Scan(x_slices)<body = f_slice (float[1,8,128,128] x_slice) => (float[8,128,128] y_sample)
+//!   y = Scan(x_slices)<body = f_slice (float[1,8,128,128] x_slice) => (float[8,128,128] y_out)
 //!   <float[16,8,3,3] w, float[8,16,3,3] v, int64[3] y_sizes = {8, 128, 128}>
 //!   {
 //!     h = Conv<pads = [1, 1, 1, 1]>(x_slice, w)
 //!     a = Relu(h)
 //!     y_slice = Conv<pads = [1, 1, 1, 1]>(a, v)
-//!     y_sample = Reshape(y_slice, y_sizes)
+//!     y_out = Reshape(y_slice, y_sizes)
 //!   }, num_scan_inputs = 1>
 //! }
 //! ```
@@ -58,7 +59,7 @@ use dmopt_ir::{
 
 use crate::flops::flops_of;
 use crate::linear::axis as axis_of;
-use crate::slices::{Role, is_product, roles};
+use crate::slices::{Role, roles};
 use crate::{Context, Miss, Pass, Stage, Target, edited, order_of};
 
 /// See the header of this file.
@@ -97,8 +98,10 @@ impl Pass for SplitBatch {
     fn run(&self, rewriter: &mut Rewriter<'_>, context: &mut Context<'_>) {
         let graph = rewriter.graph();
         let asked = context.planning.split_batch;
+        // Slices are not sliced again.
+        let is_split = graph.ops().any(|id| graph.op(id).is("Scan"));
         let is_cuda = context.planning.target == Target::OrtCuda;
-        if context.in_body || asked.is_none() && is_cuda || is_split(graph) {
+        if context.in_body || asked.is_none() && is_cuda || is_split {
             return;
         }
         let proposal = match asked {
@@ -123,15 +126,16 @@ impl Pass for SplitBatch {
     }
 }
 
-/// True for the body of an operator that does the same with each slice of what it reads, and nothing from slice to slice.
-pub(crate) fn is_sliced(op: &Op) -> bool {
-    let scanned = op.int("num_scan_inputs").and_then(|count| usize::try_from(count).ok());
-    op.is("Scan") && scanned == Some(op.inputs.len())
-}
-
-/// True if a Scan is there already: slices are not sliced again.
-fn is_split(graph: &Graph) -> bool {
-    graph.ops().any(|id| is_sliced(graph.op(id)))
+/// The operator that does the same with each slice of what it reads and hands nothing from slice to slice, if there is
+/// exactly one.
+pub(crate) fn sliced(graph: &Graph) -> Option<OpId> {
+    let is_sliced = |id: &OpId| {
+        let op = graph.op(*id);
+        let scanned = op.int("num_scan_inputs").and_then(|count| usize::try_from(count).ok());
+        op.is("Scan") && scanned == Some(op.inputs.len())
+    };
+    let mut found = graph.ops().filter(is_sliced);
+    found.next().filter(|_| found.next().is_none())
 }
 
 /// As many slices as the caller says.
@@ -228,8 +232,8 @@ impl Region {
             let reads = || op.operands().chain(op.captures.iter().copied());
             let (is_after, reads_inside) =
                 (reads().any(|v| after.contains(&v)), reads().any(|v| inside.contains(&v)));
-            let safety = safety(graph, id);
-            let sampled = if is_after || safety > allow { None } else { sampled(graph, id, count) };
+            let sampled = if is_after { None } else { sampled(graph, id, count) };
+            let sampled = sampled.filter(|sampled| safety(graph, id, sampled) <= allow);
             let fits = |sampled: &[bool]| {
                 let mut operands = op.inputs.iter().zip(sampled);
                 let is_apart =
@@ -246,7 +250,7 @@ impl Region {
                         }
                     }
                     inside.extend(op.results());
-                    region.safety = region.safety.max(safety);
+                    region.safety = region.safety.max(safety(graph, id, &sampled));
                     region.ops.push((id, sampled));
                 }
                 None if is_after || reads_inside => after.extend(op.results()),
@@ -319,6 +323,9 @@ impl Region {
             }
             patch.replace_uses(value, result);
         }
+        // What nothing reads is served by others of the region, which would stay.
+        let is_unread = |id: &OpId| graph.op(*id).results().all(|v| graph.readers(v) == 0);
+        self.ops.iter().map(|(id, _)| *id).filter(is_unread).for_each(|id| patch.erase(id));
         Ok(patch)
     }
 
@@ -385,7 +392,8 @@ impl Region {
                     continue;
                 }
                 // Weights that nothing else reads move into the body, where ONNX Runtime finds them when it optimizes.
-                let is_own = graph.uses(value).len() == graph.readers(value)
+                let is_own = !self.scanned.contains(&value)
+                    && graph.uses(value).len() == graph.readers(value)
                     && graph.uses(value).all(|at| ops.contains(&at.op) && at.slot != Slot::Capture);
                 match graph.constant(value).filter(|_| is_own) {
                     Some(tensor) => body.initializer(operand, tensor.into_owned())?,
@@ -468,15 +476,34 @@ fn dims(graph: &Graph, value: ValueId) -> Option<Vec<u64>> {
     graph.tensor_type(value)?.dims().filter(|dims| !dims.is_empty() && !dims.contains(&0))
 }
 
-/// How far slices may change the results of an operator.
-fn safety(graph: &Graph, id: OpId) -> Safety {
+/// Operators whose kernels compute a sample in the same way, bit by bit, wherever it stands in a batch.
+#[rustfmt::skip]
+const EXACT: &[&str] = &[
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv",
+    "ConvInteger", "ConvTranspose", "DepthToSpace", "DequantizeLinear", "Div", "Equal", "Expand", "Flatten", "Gather",
+    "GatherElements", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN",
+    "LeakyRelu", "Less", "LessOrEqual", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "PRelu", "Pad",
+    "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "TopK", "Transpose", "Unsqueeze", "Where",
+];
+
+/// How far slices may change the results of an operator that reads these operands slice by slice.
+fn safety(graph: &Graph, id: OpId, sampled: &[bool]) -> Safety {
     let op = graph.op(id);
-    let is_stack =
-        |value: ValueId| graph.tensor_type(value).and_then(|ty| ty.rank()).is_some_and(|rank| rank > 2);
-    match is_product(graph, id) && !op.operands().all(is_stack) {
-        true => Safety::Reassociates,
-        false => Safety::Exact,
-    }
+    let is_exact = match op.op_type.as_str() {
+        // A stack of products is one after the other; what serves the whole stack is multiplied in one.
+        "MatMul" => {
+            sampled.iter().all(|own| *own)
+                && op.operands().all(|v| dims(graph, v).is_some_and(|d| d.len() > 2))
+        }
+        "Resize" | "Upsample" => op.string("mode").is_none_or(|mode| mode == "nearest"),
+        // Sums begin at a multiple of the size of a vector.
+        "InstanceNormalization" => op.input(0).and_then(|v| dims(graph, v)).is_some_and(|dims| {
+            dims[2..].iter().fold(1, |product: u64, size| product.wrapping_mul(*size)) % 16 == 0
+        }),
+        name => EXACT.contains(&name),
+    };
+    if is_exact { Safety::Exact } else { Safety::Reassociates }
 }
 
 /// Which operands an operator reads slice by slice to compute its results so; `None` where slices do not do.
@@ -485,9 +512,12 @@ fn sampled(graph: &Graph, id: OpId, count: u64) -> Option<Vec<bool>> {
     let sampled = operands_by_sample(graph, id)?;
     let divides = |value: ValueId| dims(graph, value).is_some_and(|dims| dims[0] % count == 0);
     let operands = op.inputs.iter().zip(&sampled).filter(|(_, own)| **own);
-    let fits = op.results().all(divides)
-        && operands.clone().all(|(value, _)| value.is_none_or(divides))
-        && op.results().chain(operands.filter_map(|(value, _)| *value)).all(|v| !graph.is_pinned(v));
+    let mut values = op.results().chain(operands.filter_map(|(value, _)| *value));
+    // As many samples as there are; only these take several of an outermost axis for one, or the other way round.
+    let regroups = ["Flatten", "Reshape"].contains(&op.op_type.as_str());
+    let size = |value: ValueId| dims(graph, value).map(|dims| dims[0]);
+    let first = size(op.output(0)?)?;
+    let fits = values.all(|v| divides(v) && !graph.is_pinned(v) && (regroups || size(v) == Some(first)));
     fits.then_some(sampled)
 }
 
@@ -512,8 +542,7 @@ const ALONG_AXES: &[(&str, usize, i64)] = &[
 /// Operators that do something along one axis: the attribute, or what it is without.
 #[rustfmt::skip]
 const ALONG_AN_AXIS: &[(&str, i64)] = &[
-    ("ArgMax", 0), ("ArgMin", 0), ("LayerNormalization", -1), ("LpNormalization", -1), ("RMSNormalization", -1),
-    ("Split", 0), ("TopK", -1),
+    ("ArgMax", 0), ("ArgMin", 0), ("LpNormalization", -1), ("Split", 0), ("TopK", -1),
 ];
 
 /// Which operands are read sample by sample, by type of operator.
@@ -544,6 +573,16 @@ fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
         return (is_inner && (is_alone || name == "Split" || name == "TopK")).then(the_first);
     }
     match name {
+        "LayerNormalization" | "RMSNormalization" => {
+            let is_inner = along(-1).is_some_and(|axis| axis > 0);
+            let serves_all = |slot: usize| {
+                op.input(slot).is_none_or(|v| {
+                    dims(graph, v).is_none_or(|dims| dims.len() < from || dims[0] == 1)
+                        && graph.tensor_type(v).is_some_and(|ty| ty.rank().is_some())
+                })
+            };
+            (is_alone && is_inner && serves_all(1) && serves_all(2)).then(the_first)
+        }
         "BatchNormalization" => {
             (is_alone && from > 1 && op.int("training_mode").unwrap_or(0) == 0).then(the_first)
         }
@@ -567,14 +606,16 @@ fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
         "Reshape" => new_shape(graph, id, 1).map(|_| the_first()),
         "Resize" | "Upsample" => {
             let crops = op.string("coordinate_transformation_mode") == Some("tf_crop_and_resize");
-            let scales = op.attribute("scales").is_none() && op.attribute("axes").is_none() && !crops;
+            // One factor for all sizes would be one for the samples, too.
+            let keeps_ratio = op.string("keep_aspect_ratio_policy").is_some_and(|policy| policy != "stretch");
+            let is_plain = ["axes", "scales"].iter().all(|name| op.attribute(name).is_none());
             let slot = if name == "Upsample" || graph.opset("") < 11 { 1 } else { 2 };
             let scale = || {
                 let scales = graph.constant(op.input(slot)?)?.to_f64().ok()?;
-                Some(scales.first().is_none_or(|&first| first == 1.0))
+                Some(scales.first() == Some(&1.0))
             };
             let keeps = new_shape(graph, id, 1).is_some() || scale() == Some(true);
-            (scales && keeps).then(the_first)
+            (is_plain && !crops && !keeps_ratio && keeps).then(the_first)
         }
         "Tile" => (constant(1)?.first() == Some(&1)).then(the_first),
         "CumSum" => {
@@ -588,8 +629,12 @@ fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
             (is_alone && (scale == 0 || scale == 1 && is_inner)).then(the_first)
         }
         "MatMulInteger" | "QLinearMatMul" => {
-            let second = if name == "MatMulInteger" { 1 } else { 3 };
-            (from > 1 && rank(op.input(second))? == 2).then(the_first)
+            let (second, of_rows): (usize, &[usize]) =
+                if name == "MatMulInteger" { (1, &[2]) } else { (3, &[1, 2]) };
+            let is_one = |slot: &usize| {
+                op.input(*slot).is_none_or(|v| graph.tensor_type(v).and_then(|ty| ty.elements()) == Some(1))
+            };
+            (from > 1 && rank(op.input(second))? == 2 && of_rows.iter().all(is_one)).then(the_first)
         }
         _ => {
             let roles = roles(graph, id, 0)?;
@@ -618,7 +663,7 @@ mod tests {
     use dmopt_ir::{DType, Graph, Model, Storage, TensorType};
 
     use crate::testing::{optimize, refusals};
-    use crate::{Options, Outcome, Planning, Safety, Target};
+    use crate::{Options, Outcome, Planning, Safety, Target, run};
 
     const PASS: &str = "split-batch";
 
@@ -820,6 +865,79 @@ mod tests {
         ] {
             assert!(!is_split(call, ty), "{call}");
         }
+    }
+
+    #[test]
+    fn what_reads_other_samples_in_some_cases_alone_is_not_cut_there() {
+        let is_split = |text: &str| operators_of(text, 2)[0].contains("Scan");
+        let gather = |rows: u64| {
+            is_split(&format!(
+                "f (float[4,4] x, int64[{rows},4] i) => (float[{rows},4] y) {{ y = GatherElements<axis = 1>(x, i) }}"
+            ))
+        };
+        assert_eq!([gather(4), gather(2)], [true, false]);
+        let resize = |attributes: &str, rows: u64| {
+            is_split(&format!(
+                "f (float[4,4] x) => (float[{rows},8] y) <int64[2] s = {{{rows}, 8}}> {{
+                    y = Resize<mode = \"linear\"{attributes}>(x, , , s) }}"
+            ))
+        };
+        assert_eq!([resize("", 4), resize("", 8)], [true, false]);
+        assert!(!resize(", keep_aspect_ratio_policy = \"not_larger\"", 4));
+        let normalization = |scale: &str| {
+            is_split(&format!(
+                "f (float[4,2,8] x, float[{scale}] s) => (float[4,2,8] y) {{ y = LayerNormalization(x, s) }}"
+            ))
+        };
+        assert_eq!([normalization("8"), normalization("1,2,8"), normalization("4,2,8")], [true, true, false]);
+    }
+
+    #[test]
+    fn what_is_rounded_by_its_place_in_a_batch_is_not_exact() {
+        let safety = |call: &str, shape: &str| {
+            let text = format!(
+                "f (float[4,4,4,4] x) => (float[{shape}] y) <int64[1] one = {{1}}, float[4] s = {{1, 2, 3, 4}}> {{ y = {call} }}"
+            );
+            split(&text, Some(4), Options::default()).1.safety
+        };
+        assert_eq!(safety("Mul(x, s)", "4,4,4,4"), Some(Safety::Exact));
+        assert_eq!(safety("InstanceNormalization(x, s, s)", "4,4,4,4"), Some(Safety::Exact));
+        assert_eq!(safety("Selu(x)", "4,4,4,4"), Some(Safety::Reassociates));
+        assert_eq!(safety("ReduceMean(x, one)", "4,1,4,4"), Some(Safety::Reassociates));
+    }
+
+    #[test]
+    fn what_nothing_reads_does_not_stay_outside() {
+        let text = "f (float[4,2] x) => (float[4,2] y) { a = Relu(x)  unread = Neg(a)  y = Exp(a) }";
+        assert_eq!(operators_of(text, 4)[0], "Reshape Scan");
+    }
+
+    #[test]
+    fn a_constant_that_is_read_in_slices_and_as_a_whole_stays_outside() {
+        let text = "f (float[2,2] x) => (float[2,2] y) <float[2,2] c = {1, 2, 3, 4}> {
+            p = MatMul(x, c)  y = Add(p, c) }";
+        let model = in_slices(text, 2);
+        let graph = &model.graph;
+        let scan = graph.op(graph.ops().find(|&id| graph.op(id).is("Scan")).unwrap());
+        let names = |values: &[dmopt_ir::ValueId]| {
+            values.iter().map(|&v| graph.value(v).name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&scan.captures), ["c"]);
+        assert_eq!(scan.inputs.len(), 2);
+    }
+
+    #[test]
+    fn what_pays_in_the_body_is_found_there() {
+        let text = "f (float[4,4,32,32] x) => (float[4,4,32,32] y) <float[32,4,1,1] w, float[4,32,1,1] v> {
+            h = Conv(x, w)  a = Relu(h)  y = Conv(a, v) }";
+        let mut model =
+            parse_model_filled(text, &mut |_, ty| Storage::Float(vec![1.0; ty.elements().unwrap() as usize]))
+                .unwrap();
+        let planning = Planning { split_batch: Some(4), ..Planning::default() };
+        let outcome = run(&mut model, &Options { planning, verify: true, ..Options::default() }).unwrap();
+        let [_, body] = operators(&model);
+        assert!(body.matches("Conv").count() > 2, "{body}");
+        assert!(outcome.notes.iter().any(|note| note.contains("in 4 slices of its samples")));
     }
 
     #[test]
