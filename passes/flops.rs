@@ -18,13 +18,19 @@ pub(crate) fn flops(graph: &Graph) -> u128 {
 
 /// Operations of one operator; `None` where a size is not known.
 pub(crate) fn flops_of(graph: &Graph, id: OpId) -> Option<u128> {
+    // Files may say any size; what nothing could compute is as good as the most that fits.
+    counted(graph, id).map(|flops| flops.min(u128::from(u64::MAX)))
+}
+
+fn counted(graph: &Graph, id: OpId) -> Option<u128> {
     let op = graph.op(id);
     let dims = |value: Option<ValueId>| graph.tensor_type(value?)?.dims();
-    let count = |value| Some(dims(value)?.iter().map(|&n| u128::from(n)).product::<u128>());
+    let count = |value: Option<ValueId>| graph.tensor_type(value?)?.elements().map(u128::from);
     let (x, y) = (op.input(0), op.output(0));
     let addends = |slots: &[usize]| slots.iter().filter(|&&slot| op.input(slot).is_some()).count() as u128;
-    let sums =
-        |products: u128, added: u128| Some(count(y)? * (2 * products).saturating_sub(1) + count(y)? * added);
+    let sums = |products: u128, added: u128| {
+        Some(count(y)?.saturating_mul((2 * products).saturating_sub(1) + added))
+    };
     match op.op_type.as_str() {
         "Conv" | "FusedConv" => {
             sums(count(op.input(1))? / u128::from(*dims(op.input(1))?.first()?).max(1), addends(&[2, 3]))
@@ -32,7 +38,8 @@ pub(crate) fn flops_of(graph: &Graph, id: OpId) -> Option<u128> {
         "ConvTranspose" => {
             let per_element = count(op.input(1))? / u128::from(*dims(op.input(1))?.first()?).max(1);
             // Of the products that meet in an element, one is not added to another.
-            Some((2 * count(x)? * per_element).saturating_sub(count(y)?) + count(y)? * addends(&[2]))
+            let products = (2 * count(x)?).saturating_mul(per_element);
+            Some(products.saturating_sub(count(y)?).saturating_add(count(y)? * addends(&[2])))
         }
         "MatMul" | "Gemm" => {
             let transposed = op.is("Gemm") && op.int("transA") == Some(1);
@@ -43,7 +50,7 @@ pub(crate) fn flops_of(graph: &Graph, id: OpId) -> Option<u128> {
         "BatchNormalization" => Some(2 * count(y)?),
         "Sum" | "Mean" | "Max" | "Min" => Some(count(y)? * (op.inputs.len() as u128).saturating_sub(1)),
         name if name.starts_with("Reduce") || name.starts_with("Global") => count(x),
-        "MaxPool" | "AveragePool" => Some(count(y)? * window(op)),
+        "MaxPool" | "AveragePool" => Some(count(y)?.saturating_mul(window(op))),
         name if MOVES.contains(&name) => Some(0),
         _ => count(y),
     }
@@ -51,7 +58,7 @@ pub(crate) fn flops_of(graph: &Graph, id: OpId) -> Option<u128> {
 
 fn window(op: &Op) -> u128 {
     let sizes = op.ints("kernel_shape").unwrap_or_default();
-    sizes.iter().map(|&n| u128::try_from(n).unwrap_or(1)).product()
+    sizes.iter().map(|&n| u128::try_from(n).unwrap_or(1)).fold(1, u128::saturating_mul)
 }
 
 /// Operators that compute nothing.

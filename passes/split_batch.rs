@@ -57,7 +57,7 @@ use dmopt_ir::{
     Tensor, TensorType, Type, ValueId,
 };
 
-use crate::flops::flops_of;
+use crate::flops::{flops, flops_of};
 use crate::linear::axis as axis_of;
 use crate::slices::{Role, roles};
 use crate::{Context, Miss, Pass, Stage, Target, edited, order_of};
@@ -74,6 +74,12 @@ const LEAST_USES: u128 = 64;
 
 /// There are no more slices than this.
 const MOST_SLICES: u64 = 1 << 10;
+
+/// So many places at which a region ends are looked at.
+const MOST_ENDS: usize = 16;
+
+/// One part in this many of all operations is little.
+const LITTLE: u128 = 256;
 
 /// The predicted peak has to come down by one part in this many.
 const WORTHWHILE: u64 = 8;
@@ -155,26 +161,29 @@ fn asked_for(rewriter: &mut Rewriter<'_>, count: u64) -> Result<(Region, Patch),
 fn best(rewriter: &mut Rewriter<'_>, context: &Context<'_>) -> Result<(Region, Patch), Miss> {
     let (graph, allow, budget) = (rewriter.graph(), rewriter.allows(), context.budget_bytes);
     let samples = samples(graph).filter(|&samples| samples > 1).ok_or(Miss::NoMatch)?;
-    let regions: Vec<Region> =
-        divisors(samples).filter_map(|count| Region::of(graph, count, allow)).collect();
-    if regions.is_empty() {
-        return Err(Miss::NoMatch);
+    let region = |count| Region::of(graph, count, allow);
+    // With the fewest slices there is most to do at a time.
+    let first = divisors(samples).find_map(region).ok_or(Miss::NoMatch)?;
+    if budget.is_none() && !first.is_quick(graph) {
+        return Err(Miss::refused("with slices, operators would have too little to do at a time"));
     }
     let peak = |graph: &Graph| context.planning.sized(graph).peaks().ok()?.first().copied();
     let before = peak(graph).ok_or(Miss::NoMatch)?;
     let candidates: Vec<Region> = match budget {
         Some(budget) if before <= budget => return Err(Miss::NoEffect),
         // Who has a budget rather waits than goes beyond it.
-        Some(_) => regions,
-        None => regions.into_iter().rev().find(|region| region.is_quick(graph)).into_iter().collect(),
+        Some(_) => divisors(samples).filter_map(region).collect(),
+        None => {
+            let quick = |region: &Region| region.is_quick(graph);
+            divisors(samples).rev().filter_map(region).find(quick).into_iter().collect()
+        }
     };
-    let mut found = Err(Miss::refused("with slices, operators would have too little to do at a time"));
+    let mut found = Err(Miss::NoEffect);
     for region in candidates {
         let patch = region.in_slices(rewriter)?;
         let (sliced, _) = edited(rewriter.graph(), [patch.clone()]).ok_or(Miss::NoMatch)?;
         let after = peak(&sliced).ok_or(Miss::NoMatch)?;
         if after > before - before / WORTHWHILE {
-            found = Err(Miss::NoEffect);
             continue;
         }
         found = Ok((region, patch));
@@ -190,13 +199,13 @@ fn samples(graph: &Graph) -> Option<u64> {
     let is_open = |v: &&ValueId| matches!(graph.value(**v).def, Def::Input { default: None });
     // The first of several that are as large.
     let inputs = graph.inputs().iter().rev().filter(is_open);
-    let dims = inputs.filter_map(|&v| graph.tensor_type(v)?.dims());
-    let largest = dims.max_by_key(|dims| dims.iter().map(|&n| u128::from(n)).product::<u128>())?;
-    largest.first().copied()
+    let types = inputs.filter_map(|&v| graph.tensor_type(v));
+    let largest = types.max_by_key(|ty| ty.elements())?;
+    largest.dims()?.first().copied()
 }
 
 /// The numbers of slices that samples can be divided into, in ascending order.
-fn divisors(samples: u64) -> impl Iterator<Item = u64> {
+fn divisors(samples: u64) -> impl DoubleEndedIterator<Item = u64> {
     (2..=samples.min(MOST_SLICES)).filter(move |count| samples % count == 0)
 }
 
@@ -219,6 +228,48 @@ impl Region {
         if count < 2 || graph.opset("") < 9 {
             return None;
         }
+        let whole = flops(graph);
+        let mut outside = HashSet::new();
+        let (mut region, mut ends) = Region::without(&outside, graph, count, allow);
+        for _ in 0..MOST_ENDS {
+            // Where the region ends because something reads little of it as a whole, as a mask of attention, that little is
+            // computed before, as a whole.
+            let little = ends.iter().map(|&end| region.served(graph, end)).find(|served| {
+                region.flops(graph, |id| served.contains(&id)) <= whole / LITTLE
+                    && !served.is_subset(&outside)
+            });
+            let Some(little) = little else { break };
+            outside.extend(little);
+            let (next, next_ends) = Region::without(&outside, graph, count, allow);
+            if next.flops(graph, |_| true) > region.flops(graph, |_| true) {
+                (region, ends) = (next, next_ends);
+            } else {
+                break;
+            }
+        }
+        (!region.results.is_empty()).then_some(region)
+    }
+
+    /// Operators of the region that this one needs.
+    fn served(&self, graph: &Graph, end: OpId) -> HashSet<OpId> {
+        let members = self.members();
+        let (mut found, mut pending) = (HashSet::new(), vec![end]);
+        while let Some(id) = pending.pop() {
+            let by = graph.predecessors(id).filter(|by| members.contains(by));
+            pending.extend(by.filter(|by| found.insert(*by)).collect::<Vec<_>>());
+        }
+        found
+    }
+
+    /// Operations of some of the operators.
+    fn flops(&self, graph: &Graph, of: impl Fn(OpId) -> bool) -> u128 {
+        let ops = self.ops.iter().map(|(id, _)| *id).filter(|id| of(*id));
+        ops.filter_map(|id| flops_of(graph, id)).sum()
+    }
+
+    /// The largest region that these operators are not part of; and those that read it and are not part of it.
+    fn without(outside: &HashSet<OpId>, graph: &Graph, count: u64, allow: Safety) -> (Region, Vec<OpId>) {
+        let mut ends = Vec::new();
         let mut region = Region {
             count,
             ops: Vec::new(),
@@ -232,7 +283,8 @@ impl Region {
             let reads = || op.operands().chain(op.captures.iter().copied());
             let (is_after, reads_inside) =
                 (reads().any(|v| after.contains(&v)), reads().any(|v| inside.contains(&v)));
-            let sampled = if is_after { None } else { sampled(graph, id, count) };
+            let is_out = is_after || outside.contains(&id);
+            let sampled = if is_out { None } else { sampled(graph, id, count) };
             let sampled = sampled.filter(|sampled| safety(graph, id, sampled) <= allow);
             let fits = |sampled: &[bool]| {
                 let mut operands = op.inputs.iter().zip(sampled);
@@ -253,8 +305,14 @@ impl Region {
                     region.safety = region.safety.max(safety(graph, id, &sampled));
                     region.ops.push((id, sampled));
                 }
-                None if is_after || reads_inside => after.extend(op.results()),
-                None => {}
+                None => {
+                    if is_after || reads_inside {
+                        after.extend(op.results());
+                    }
+                    if reads_inside && !is_after {
+                        ends.push(id);
+                    }
+                }
             }
         }
         let ops = region.members();
@@ -265,7 +323,7 @@ impl Region {
             };
             region.results.extend(graph.op(*id).results().filter(is_result));
         }
-        (!region.results.is_empty()).then_some(region)
+        (region, ends)
     }
 
     fn members(&self) -> HashSet<OpId> {
@@ -471,9 +529,10 @@ fn shape(dims: &[u64]) -> Tensor {
     Tensor::i64s(&dims.iter().map(|&n| n as i64).collect::<Vec<_>>())
 }
 
-/// The sizes of a value that has an outermost axis and elements.
+/// The sizes of a value that has an outermost axis, and as many elements as can be counted.
 fn dims(graph: &Graph, value: ValueId) -> Option<Vec<u64>> {
-    graph.tensor_type(value)?.dims().filter(|dims| !dims.is_empty() && !dims.contains(&0))
+    let ty = graph.tensor_type(value).filter(|ty| ty.elements().is_some_and(|count| count > 0))?;
+    ty.dims().filter(|dims| !dims.is_empty())
 }
 
 /// Operators whose kernels compute a sample in the same way, bit by bit, wherever it stands in a batch.
@@ -777,6 +836,19 @@ mod tests {
         let text = "f (float[4,3] x, float[3] z) => (float[4,3] y) <int64[1] zero = {0}> {
             a = Relu(x)  m = ReduceMean(a, zero)  s = Sub(a, m)  t = Exp(z)  y = Add(s, t) }";
         assert_eq!(operators_of(text, 2), ["Reshape Scan Reshape ReduceMean Sub Exp Add", "Relu"]);
+    }
+
+    #[test]
+    fn a_mask_that_something_reads_as_a_whole_is_computed_before() {
+        let text = "f (float[4,64,64] x, int32[4,64] m) => (float[4,64,64] y)
+            <int64[1] last = {-1}, int64[1] one = {1}, float[64,64] w> {
+                b = Cast<to = 1>(m)  r = CumSum(b, zero)  u = Unsqueeze(r, one)
+                a = MatMul(x, w)  t = Tanh(a)  y = Mul(t, u) }";
+        let text = text.replace("int64[1] last = {-1}", "int64 zero = {0}");
+        assert_eq!(
+            operators_of(&text, 4),
+            ["Cast Reshape CumSum Reshape Scan", "Unsqueeze MatMul Tanh Mul Reshape"]
+        );
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct Bench {
     /// Let no result be chosen by measuring while it is made: minutes less, and a default session may get more than it has to
     #[arg(long)]
     quick: bool,
+    /// Compute batches as a whole (`--split-batch 1`)
+    #[arg(long)]
+    whole_batches: bool,
     /// The program to measure [default: a release build]
     #[arg(long, value_name = "PATH")]
     dmopt: Option<PathBuf>,
@@ -257,6 +260,9 @@ impl Tool {
         let (before, after) = (original.to_str().context("no text")?, result.to_str().context("no text")?);
         let optimize = ["optimize", before, after, "--target", target, "--quiet"];
         let mut optimize = self.command(&optimize, session);
+        if bench.whole_batches {
+            optimize.args(["--split-batch", "1"]);
+        }
         match bench.quick {
             true => optimize.arg("--no-validate"),
             false => optimize.args(["--validate-with", "ort"]),
@@ -287,19 +293,27 @@ fn result(original: &Path, target: &str, session: &str) -> PathBuf {
 }
 
 fn tables(rows: &[Noisy], bench: &Bench) -> String {
+    let (title, batches) = match bench.whole_batches {
+        false => (
+            "Results",
+            "Batches of several samples are computed in slices (`split-batch`), as by default;
+[whole-batches.md](whole-batches.md) has what comes of them as a whole.",
+        ),
+        true => ("Results of whole batches", "Batches are computed as a whole (`--split-batch 1`)."),
+    };
     let mut text = format!(
-        "# Results
+        "# {title}
 
 Peak memory of activations in stock ONNX Runtime on the processor, to the byte as an allocator of ours that is registered
 with it counts (`docs/validation.md`): the larger of the first run and the later ones, of a default session in any of three
 loads. In brackets, the share of what the original needs in a **default** session. *default* is what everybody gets who sets
 nothing, *tuned* the low-memory session of `dmopt session`. The networks are 208x272 with a batch of 4, or 224x224 with a
 batch of 4, unless a row says otherwise; weights are random. Every network is optimized for each target and each session
-(`--quick`: without measuring which arrangement suits a session best, so for both alike):
+(`--quick`: without measuring which arrangement suits a session best, so for both alike). {batches}
 
 ```sh
 # not run by the tests: takes long, and a network
-cargo xtask bench-memory --seeds {} --runs {}{}
+cargo xtask bench-memory --seeds {} --runs {}{}{}
 ```
 
 | network | original, default | original, tuned | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned |
@@ -307,7 +321,8 @@ cargo xtask bench-memory --seeds {} --runs {}{}
 ",
         bench.seeds,
         bench.runs,
-        if bench.quick { " --quick" } else { "" }
+        if bench.quick { " --quick" } else { "" },
+        if bench.whole_batches { " --whole-batches --output docs/whole-batches.md" } else { "" }
     );
     for ((name, cells), _) in rows {
         let [default, _, tuned, _] = &cells[..] else { continue };
@@ -365,7 +380,7 @@ session, and differences are those of the tuned one. Nothing is chosen by measur
 computed when the network runs, in some of them for each sample or pixel; in f12 the mixing is computed in double precision.
 Where a weight belongs to a pixel (f11-attention, f11-pixel) or a product is rounded to half precision (f12-narrow), no
 operator of ONNX Runtime on the processor multiplies and adds in one step, so the product is a tensor beside the
-accumulator and the stream: that makes 3 tensors of 14.5 MB where the other forms have 2. In f12 all of it is in double
+accumulator and the stream: that makes 3 tensors of a size of which the other forms have 2. In f12 all of it is in double
 precision, tensors twice as large that nothing adds to in place, and what is asked for in double is not computed in less.
 
 | form | original, default | ort-cpu, default | ort-cpu, tuned | difference |
