@@ -32,6 +32,7 @@ mod planning;
 mod raw_readers;
 mod requires;
 mod resolve_reshape;
+mod samples;
 mod schedule_for_memory;
 mod slices;
 mod split_batch;

@@ -88,7 +88,7 @@ fn bytes(n: u64) -> String {
 
 #[derive(Subcommand)]
 enum Command {
-    Optimize(optimize::Optimize),
+    Optimize(Box<optimize::Optimize>),
     Validate(validate::Validate),
     Inspect(inspect::Inspect),
     Memory(memory::Memory),
