@@ -174,7 +174,8 @@ fn best(rewriter: &mut Rewriter<'_>, context: &Context<'_>) -> Result<(Region, P
         Some(_) => divisors(samples).filter_map(region).collect(),
         None => {
             let quick = |region: &Region| region.is_quick(graph);
-            divisors(samples).rev().filter_map(region).find(quick).into_iter().collect()
+            let more = divisors(samples).rev().take_while(|&count| count > first.count);
+            vec![more.filter_map(region).find(quick).unwrap_or(first)]
         }
     };
     let mut found = Err(Miss::NoEffect);
@@ -278,7 +279,7 @@ impl Region {
             results: Vec::new(),
             safety: Safety::Exact,
         };
-        let (mut inside, mut after) = (HashSet::new(), HashSet::new());
+        let (mut inside, mut after, mut scanned) = (HashSet::new(), HashSet::new(), HashSet::new());
         for id in order_of(graph) {
             let op = graph.op(id);
             let reads = || op.operands().chain(op.captures.iter().copied());
@@ -286,24 +287,19 @@ impl Region {
                 (reads().any(|v| after.contains(&v)), reads().any(|v| inside.contains(&v)));
             let is_out = is_after || outside.contains(&id);
             let sampled = if is_out { None } else { sampled(graph, id, count) };
-            let sampled = sampled.filter(|sampled| safety(graph, id, sampled) <= allow);
+            let sampled = sampled.map(|sampled| (safety(graph, id, &sampled), sampled));
             let fits = |sampled: &[bool]| {
                 let mut operands = op.inputs.iter().zip(sampled);
                 let is_apart =
                     operands.clone().all(|(v, &own)| own || v.is_none_or(|v| !inside.contains(&v)));
                 is_apart && operands.any(|(v, &own)| own && v.is_some_and(|v| graph.constant(v).is_none()))
             };
-            match sampled.filter(|sampled| fits(sampled)) {
-                Some(sampled) => {
+            match sampled.filter(|(safety, sampled)| *safety <= allow && fits(sampled)) {
+                Some((safety, sampled)) => {
                     let own = op.inputs.iter().zip(&sampled).filter_map(|(v, own)| v.filter(|_| *own));
-                    let new: Vec<ValueId> = own.filter(|v| !inside.contains(v)).collect();
-                    for value in new {
-                        if !region.scanned.contains(&value) {
-                            region.scanned.push(value);
-                        }
-                    }
+                    region.scanned.extend(own.filter(|v| !inside.contains(v) && scanned.insert(*v)));
                     inside.extend(op.results());
-                    region.safety = region.safety.max(safety(graph, id, &sampled));
+                    region.safety = region.safety.max(safety);
                     region.ops.push((id, sampled));
                     region.members.insert(id);
                 }

@@ -368,19 +368,25 @@ fn computes_the_same(before: &Model, after: &Model) {
     assert_eq!(verdict.status, Status::Passed, "{:?}\n{}", verdict.reason, text());
 }
 
+/// Runs a pass, and again, which must find nothing more to do. True if it edited.
+fn run_twice(pass: &str, planning: Planning, model: &mut Model) -> bool {
+    let options = Options { only: vec![pass.into()], verify: true, planning, ..Options::default() };
+    let before = print_model(model);
+    let outcome = dmopt_passes::run(model, &options).unwrap_or_else(|error| panic!("{before}\n{error}"));
+    let once = print_model(model);
+    dmopt_passes::run(model, &options).unwrap();
+    assert_eq!(print_model(model), once, "a second run found more to do");
+    outcome.safety.is_some()
+}
+
 #[test]
 fn slices_of_hidden_channels_add_up() {
     arbtest(|u| {
         let (before, count) = (model(&hidden(u)?), u.int_in_range(2..=6)?);
         let mut after = before.clone();
         let planning = Planning { split_hidden: Some(count), ..Planning::default() };
-        let options =
-            Options { only: vec!["split-hidden".into()], verify: true, planning, ..Options::default() };
-        dmopt_passes::run(&mut after, &options).unwrap_or_else(|error| panic!("{error}"));
+        run_twice("split-hidden", planning, &mut after);
         same(&before, &after);
-        let text = print_model(&after);
-        dmopt_passes::run(&mut after, &options).unwrap();
-        assert_eq!(print_model(&after), text, "a second run found more to do");
         Ok(())
     })
     .budget_ms(BUDGET);
@@ -423,15 +429,8 @@ fn slices_of_a_batch_make_up_the_whole() {
         let before = model(&text);
         let mut after = before.clone();
         let planning = Planning { split_batch: Some(count), ..Planning::default() };
-        let options =
-            Options { only: vec!["split-batch".into()], verify: true, planning, ..Options::default() };
-        let outcome =
-            dmopt_passes::run(&mut after, &options).unwrap_or_else(|error| panic!("{text}\n{error}"));
-        split += u32::from(outcome.safety.is_some());
+        split += u32::from(run_twice("split-batch", planning, &mut after));
         computes_the_same(&before, &after);
-        let once = print_model(&after);
-        dmopt_passes::run(&mut after, &options).unwrap();
-        assert_eq!(print_model(&after), once, "a second run found more to do");
         Ok(())
     })
     .budget_ms(BUDGET);
