@@ -11,6 +11,7 @@ use dmopt_ir::{Graph, Names, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
 
 mod accumulate_in_place;
 mod affine;
+mod batch;
 mod channels;
 mod common_subexpressions;
 mod dedupe_initializers;

@@ -60,8 +60,8 @@ pub struct Planning {
     /// In how many slices what lies between two layers is computed (see `split-hidden`), everywhere; as the predicted
     /// peak asks for where nobody says.
     pub split_hidden: Option<u64>,
-    /// In how many slices of its samples a batch is computed (see `split-batch`); in as many as take no longer where nobody
-    /// says.
+    /// In how many slices of its samples a batch is computed (see `split-batch`), 0 for one of each sample; in as many as
+    /// take no longer where nobody says.
     pub split_batch: Option<u64>,
 }
 

@@ -2,6 +2,7 @@
 
 use dmopt_ir::{Graph, OpId, Safety, Tensor, ValueId};
 
+use crate::batch::Batch;
 use crate::linear::axis as axis_of;
 use crate::slices::{Role, roles};
 
@@ -47,9 +48,9 @@ pub(crate) fn safety(graph: &Graph, id: OpId, sampled: &[bool]) -> Safety {
 }
 
 /// Which operands an operator reads slice by slice to compute its results so; `None` where slices do not do.
-pub(crate) fn sampled(graph: &Graph, id: OpId, count: u64) -> Option<Vec<bool>> {
+pub(crate) fn sampled(batch: &Batch, graph: &Graph, id: OpId, count: u64) -> Option<Vec<bool>> {
     let op = graph.op(id);
-    let sampled = operands_by_sample(graph, id)?;
+    let sampled = operands_by_sample(batch, graph, id)?;
     let divides = |value: ValueId| dims(graph, value).is_some_and(|dims| dims[0] % count == 0);
     let operands = op.inputs.iter().zip(&sampled).filter(|(_, own)| **own);
     let mut values = op.results().chain(operands.filter_map(|(value, _)| *value));
@@ -86,7 +87,7 @@ const ALONG_AN_AXIS: &[(&str, i64)] = &[
 ];
 
 /// Which operands are read sample by sample, by type of operator.
-fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
+fn operands_by_sample(batch: &Batch, graph: &Graph, id: OpId) -> Option<Vec<bool>> {
     let op = graph.op(id);
     if !op.is_standard() || op.bodies().next().is_some() {
         return None;
@@ -142,8 +143,8 @@ fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
             let axis = op.int("axis").unwrap_or(1);
             (axis != 0 && axis != -(from as i64)).then(the_first)
         }
-        "Expand" => (from == to).then_some(the_first()).filter(|_| new_shape(graph, id, 1).is_some()),
-        "Reshape" => new_shape(graph, id, 1).map(|_| the_first()),
+        "Expand" => (from == to).then_some(the_first()).filter(|_| new_shape(batch, graph, id, 1).is_some()),
+        "Reshape" => new_shape(batch, graph, id, 1).map(|_| the_first()),
         "Resize" | "Upsample" => {
             let crops = op.string("coordinate_transformation_mode") == Some("tf_crop_and_resize");
             // One factor for all sizes would be one for the samples, too.
@@ -154,7 +155,7 @@ fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
                 let scales = graph.constant(op.input(slot)?)?.to_f64().ok()?;
                 Some(scales.first() == Some(&1.0))
             };
-            let keeps = new_shape(graph, id, 1).is_some() || scale() == Some(true);
+            let keeps = new_shape(batch, graph, id, 1).is_some() || scale() == Some(true);
             (is_plain && !crops && !keeps_ratio && keeps).then(the_first)
         }
         "Tile" => (constant(1)?.first() == Some(&1)).then(the_first),
@@ -184,15 +185,9 @@ fn operands_by_sample(graph: &Graph, id: OpId) -> Option<Vec<bool>> {
 }
 
 /// Where an operator is told how large its result is, the operand and what it says for one of so many slices.
-pub(crate) fn new_shape(graph: &Graph, id: OpId, count: u64) -> Option<(usize, Tensor)> {
-    let op = graph.op(id);
-    let slot = match op.op_type.as_str() {
-        "Reshape" | "Expand" => 1,
-        "Resize" if graph.opset("") >= 11 => 3,
-        _ => return None,
-    };
-    graph.constant(op.input(slot)?)?;
-    let mut sizes = dims(graph, op.output(0)?)?;
+pub(crate) fn new_shape(batch: &Batch, graph: &Graph, id: OpId, count: u64) -> Option<(usize, Tensor)> {
+    let slot = batch.told_size(graph, id)?;
+    let mut sizes = dims(graph, graph.op(id).output(0)?)?;
     sizes[0] /= count;
     Some((slot, shape(&sizes)))
 }

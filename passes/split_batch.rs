@@ -9,13 +9,15 @@
 //! that, stays outside and reads whole batches.
 //!
 //! There are as many slices as the batch, the outermost size of the largest input, can be divided into without taking longer:
-//! each has work enough for every operator of the body, and samples enough for every weight. On CUDA, where small operators
-//! leave most of the device idle, only who asks for slices (`--split-batch K`) gets any.
+//! each has work enough for every operator of the body, and samples enough for every weight. Where the model leaves the size
+//! of the batch open, a slice is one sample, or there are none. On CUDA, where small operators leave most of the device idle,
+//! only who asks for slices (`--split-batch K`) gets any.
 //!
 //! Class: exact for convolutions, pooling, moves of data and arithmetic of elements. Products of matrices, sums, and functions
 //! that kernels compute in other ways at the ends of vectors, may be rounded otherwise where there are fewer samples; where
 //! nothing but exact edits are allowed, they stay outside.
-//! Left alone: batches of a size that the model leaves open; unless somebody asks, models that do not need less by an eighth.
+//! Left alone: unless somebody asks, models that do not need less by an eighth, or that need more for a single sample. An open
+//! batch cannot be empty any more: ONNX Runtime refuses to run a Scan over nothing.
 //!
 //! ```onnx
 //! f (float[4,8,128,128] x) => (float[4,8,128,128] y) <float[16,8,3,3] w, float[8,16,3,3] v> {
@@ -53,13 +55,14 @@
 use std::collections::{HashMap, HashSet};
 
 use dmopt_ir::{
-    AttributeValue, BuildError, Builder, Def, Graph, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety,
+    AttributeValue, BuildError, Builder, Graph, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety,
     TensorType, Type, ValueId,
 };
 
+use crate::batch::Batch;
 use crate::flops::{flops, flops_of};
 use crate::samples::{dims, new_shape, safety, sampled, shape};
-use crate::{Context, Miss, Pass, Stage, Target, edited, order_of};
+use crate::{Context, Miss, Pass, Planning, Stage, Target, edited, order_of};
 
 /// See the header of this file.
 pub struct SplitBatch;
@@ -82,6 +85,9 @@ const LITTLE: u128 = 256;
 
 /// The predicted peak has to come down by one part in this many.
 const WORTHWHILE: u64 = 8;
+
+/// What grows by less than one part in this many is as large as before.
+const NO_MORE: u64 = 256;
 
 impl Pass for SplitBatch {
     fn name(&self) -> &'static str {
@@ -111,14 +117,18 @@ impl Pass for SplitBatch {
         }
         let proposal = match asked {
             Some(1) => Err(Miss::NoMatch),
-            Some(count) => asked_for(rewriter, count),
+            Some(count) => asked_for(rewriter, count, context.planning),
             None => best(rewriter, context),
         };
         match proposal {
-            Ok((Region { count, ops, .. }, patch)) => {
+            Ok((Region { count, is_open, ops, .. }, patch)) => {
                 if context.apply(ops[0].0, Ok(patch), rewriter) {
-                    let note =
-                        format!("a batch is computed in {count} slices of its samples, one after the other");
+                    let note = match is_open {
+                        true => "a batch is computed one sample at a time, and cannot be empty".to_string(),
+                        false => format!(
+                            "a batch is computed in {count} slices of its samples, one after the other"
+                        ),
+                    };
                     context.log.notes.push(note);
                 }
             }
@@ -143,75 +153,87 @@ pub(crate) fn sliced(graph: &Graph) -> Option<OpId> {
     found.next().filter(|_| found.next().is_none())
 }
 
-/// As many slices as the caller says.
-fn asked_for(rewriter: &mut Rewriter<'_>, count: u64) -> Result<(Region, Patch), Miss> {
+/// As many slices as the caller says, or one for each sample.
+fn asked_for(rewriter: &mut Rewriter<'_>, count: u64, planning: &Planning) -> Result<(Region, Patch), Miss> {
     let graph = rewriter.graph();
-    match Region::of(graph, count, rewriter.allows()) {
-        Some(region) if samples(graph).is_some_and(|samples| samples.is_multiple_of(count)) => {
-            region.in_slices(rewriter).map(|patch| (region, patch))
-        }
-        _ => Err(Miss::refused(format!(
-            "there is no batch that can be computed in {count} slices of its samples"
-        ))),
+    let refused = || {
+        let slices = if count == 0 { "slices of one".to_string() } else { format!("{count} slices of its") };
+        Miss::refused(format!("there is no batch that can be computed in {slices} samples"))
+    };
+    let batch = Batch::of(graph, planning).ok_or_else(refused)?;
+    if batch.is_open() && count != 0 {
+        return Err(Miss::refused("a batch of open size is computed one sample at a time, or as a whole"));
     }
+    let count = if count == 0 { batch.samples } else { count };
+    if !batch.samples.is_multiple_of(count) {
+        return Err(refused());
+    }
+    let region = Region::of(&batch, graph, count, rewriter.allows()).ok_or_else(refused)?;
+    region.in_slices(&batch, rewriter).map(|patch| (region, patch))
 }
 
 /// As many slices as do not take longer, or as few as fit the budget; where the peak falls.
 fn best(rewriter: &mut Rewriter<'_>, context: &Context<'_>) -> Result<(Region, Patch), Miss> {
-    let (graph, allow, budget) = (rewriter.graph(), rewriter.allows(), context.budget_bytes);
-    let samples = samples(graph).filter(|&samples| samples > 1).ok_or(Miss::NoMatch)?;
-    let region = |count| Region::of(graph, count, allow);
+    let (original, allow, budget) = (rewriter.graph(), rewriter.allows(), context.budget_bytes);
+    let batch =
+        Batch::of(original, context.planning).filter(|batch| batch.samples > 1).ok_or(Miss::NoMatch)?;
+    let graph = batch.graph(original);
+    let region = |count| Region::of(&batch, original, count, allow);
+    let counts = counts(&batch);
     // With the fewest slices there is most to do at a time.
-    let first = divisors(samples).find_map(region).ok_or(Miss::NoMatch)?;
+    let first = counts.iter().copied().find_map(region).ok_or(Miss::NoMatch)?;
     if budget.is_none() && !first.is_quick(graph) {
         return Err(Miss::refused("with slices, operators would have too little to do at a time"));
     }
-    let peak = |graph: &Graph| context.planning.sized(graph).peaks().ok()?.first().copied();
-    let before = peak(graph).ok_or(Miss::NoMatch)?;
+    let peaks = |graph: &Graph| context.planning.sized(graph).peaks().ok();
+    let before = peaks(original).ok_or(Miss::NoMatch)?;
     let candidates: Vec<Region> = match budget {
-        Some(budget) if before <= budget => return Err(Miss::NoEffect),
+        Some(budget) if before[0] <= budget => return Err(Miss::NoEffect),
         // Who has a budget rather waits than goes beyond it.
-        Some(_) => divisors(samples).filter_map(region).collect(),
+        Some(_) => counts.into_iter().filter_map(region).collect(),
         None => {
             let quick = |region: &Region| region.is_quick(graph);
-            let more = divisors(samples).rev().take_while(|&count| count > first.count);
+            let more = counts.into_iter().rev().take_while(|&count| count > first.count);
             vec![more.filter_map(region).find(quick).unwrap_or(first)]
         }
     };
     let mut found = Err(Miss::NoEffect);
     for region in candidates {
-        let patch = region.in_slices(rewriter)?;
+        let patch = region.in_slices(&batch, rewriter)?;
         let (sliced, _) = edited(rewriter.graph(), [patch.clone()]).ok_or(Miss::NoMatch)?;
-        let after = peak(&sliced).ok_or(Miss::NoMatch)?;
-        if after > before - before / WORTHWHILE {
+        let after = peaks(&sliced).ok_or(Miss::NoMatch)?;
+        if after[0] > before[0] - before[0] / WORTHWHILE {
+            continue;
+        }
+        // At none of the sizes that an open batch may have.
+        if after.iter().zip(&before).any(|(after, before)| *after > before + before / NO_MORE) {
+            found = Err(Miss::refused("a single sample would need more, and how many there are is not said"));
             continue;
         }
         found = Ok((region, patch));
-        if budget.is_some_and(|budget| after <= budget) {
+        if budget.is_some_and(|budget| after[0] <= budget) {
             break;
         }
     }
     found
 }
 
-/// The number of samples in a batch: the outermost size of the largest input.
-fn samples(graph: &Graph) -> Option<u64> {
-    let is_open = |v: &&ValueId| matches!(graph.value(**v).def, Def::Input { default: None });
-    // The first of several that are as large.
-    let inputs = graph.inputs().iter().rev().filter(is_open);
-    let types = inputs.filter_map(|&v| graph.tensor_type(v));
-    let largest = types.max_by_key(|ty| ty.elements())?;
-    largest.dims()?.first().copied()
-}
-
-/// The numbers of slices that samples can be divided into, in ascending order.
-fn divisors(samples: u64) -> impl DoubleEndedIterator<Item = u64> {
-    (2..=samples.min(MOST_SLICES)).filter(move |count| samples.is_multiple_of(*count))
+/// The numbers of slices that a batch can be divided into, in ascending order.
+fn counts(batch: &Batch) -> Vec<u64> {
+    match batch.is_open() {
+        true => vec![batch.samples],
+        false => {
+            let samples = batch.samples;
+            (2..=samples.min(MOST_SLICES)).filter(|count| samples.is_multiple_of(*count)).collect()
+        }
+    }
 }
 
 /// What treats every sample by itself.
 struct Region {
     count: u64,
+    /// True if there are as many slices as there are samples, and the model leaves open how many.
+    is_open: bool,
     /// Its operators, in order, and which operands each of them reads slice by slice.
     ops: Vec<(OpId, Vec<bool>)>,
     /// The same as a set.
@@ -225,14 +247,15 @@ struct Region {
 
 impl Region {
     /// The largest region of a graph that can be computed in so many slices by edits of this class.
-    fn of(graph: &Graph, count: u64, allow: Safety) -> Option<Region> {
+    fn of(batch: &Batch, graph: &Graph, count: u64, allow: Safety) -> Option<Region> {
+        let graph = batch.graph(graph);
         // An older Scan is another operator.
         if count < 2 || graph.opset("") < 9 {
             return None;
         }
         let whole = flops(graph);
         let mut outside = HashSet::new();
-        let (mut region, mut ends) = Region::without(&outside, graph, count, allow);
+        let (mut region, mut ends) = Region::without(&outside, batch, graph, count, allow);
         for _ in 0..MOST_ENDS {
             // Where the region ends because something reads little of it as a whole, as a mask of attention, that little is
             // computed before, as a whole.
@@ -242,7 +265,7 @@ impl Region {
             });
             let Some(little) = little else { break };
             outside.extend(little);
-            let (next, next_ends) = Region::without(&outside, graph, count, allow);
+            let (next, next_ends) = Region::without(&outside, batch, graph, count, allow);
             if next.flops(graph, |_| true) > region.flops(graph, |_| true) {
                 (region, ends) = (next, next_ends);
             } else {
@@ -269,10 +292,17 @@ impl Region {
     }
 
     /// The largest region that these operators are not part of; and those that read it and are not part of it.
-    fn without(outside: &HashSet<OpId>, graph: &Graph, count: u64, allow: Safety) -> (Region, Vec<OpId>) {
+    fn without(
+        outside: &HashSet<OpId>,
+        batch: &Batch,
+        graph: &Graph,
+        count: u64,
+        allow: Safety,
+    ) -> (Region, Vec<OpId>) {
         let mut ends = Vec::new();
         let mut region = Region {
             count,
+            is_open: batch.is_open(),
             ops: Vec::new(),
             members: HashSet::new(),
             scanned: Vec::new(),
@@ -282,17 +312,22 @@ impl Region {
         let (mut inside, mut after, mut scanned) = (HashSet::new(), HashSet::new(), HashSet::new());
         for id in order_of(graph) {
             let op = graph.op(id);
-            let reads = || op.operands().chain(op.captures.iter().copied());
+            // What tells the size of a whole result is not needed in slices.
+            let told = batch.told_size(graph, id);
+            let operands = || op.inputs.iter().enumerate().filter(|(slot, _)| Some(*slot) != told);
+            let reads = || operands().filter_map(|(_, v)| *v).chain(op.captures.iter().copied());
             let (is_after, reads_inside) =
                 (reads().any(|v| after.contains(&v)), reads().any(|v| inside.contains(&v)));
             let is_out = is_after || outside.contains(&id);
-            let sampled = if is_out { None } else { sampled(graph, id, count) };
+            let sampled = if is_out { None } else { sampled(batch, graph, id, count) };
             let sampled = sampled.map(|sampled| (safety(graph, id, &sampled), sampled));
             let fits = |sampled: &[bool]| {
-                let mut operands = op.inputs.iter().zip(sampled);
+                let operands = operands().map(|(slot, v)| (v, &sampled[slot]));
                 let is_apart =
                     operands.clone().all(|(v, &own)| own || v.is_none_or(|v| !inside.contains(&v)));
-                is_apart && operands.any(|(v, &own)| own && v.is_some_and(|v| graph.constant(v).is_none()))
+                let own = operands.filter_map(|(v, &own)| v.filter(|_| own));
+                let is_certain = op.results().chain(own.clone()).all(|v| batch.is_certain(v));
+                is_apart && is_certain && own.clone().any(|v| graph.constant(v).is_none())
             };
             match sampled.filter(|(safety, sampled)| *safety <= allow && fits(sampled)) {
                 Some((safety, sampled)) => {
@@ -313,14 +348,33 @@ impl Region {
                 }
             }
         }
+        let needed = region.needed(batch, graph);
+        ends.retain(|end| needed.contains(end));
+        let is_outside = |id: OpId| !region.members.contains(&id) && needed.contains(&id);
         for (id, _) in &region.ops {
             let is_result = |&v: &ValueId| {
-                graph.uses(v).len() != graph.readers(v)
-                    || graph.uses(v).any(|at| !region.members.contains(&at.op))
+                graph.uses(v).len() != graph.readers(v) || graph.uses(v).any(|at| is_outside(at.op))
             };
             region.results.extend(graph.op(*id).results().filter(is_result));
         }
         (region, ends)
+    }
+
+    /// Operators that the outputs depend on, once this is computed in slices: what only tells the size of a whole is none.
+    fn needed(&self, batch: &Batch, graph: &Graph) -> HashSet<OpId> {
+        let outputs = graph.outputs().iter().filter_map(|&v| graph.producer(v));
+        let (mut found, mut pending) = (HashSet::new(), outputs.collect::<Vec<_>>());
+        while let Some(id) = pending.pop() {
+            if !found.insert(id) {
+                continue;
+            }
+            let told = batch.told_size(graph, id).filter(|_| self.members.contains(&id));
+            let op = graph.op(id);
+            let operands = op.inputs.iter().enumerate().filter(|(slot, _)| Some(*slot) != told);
+            let read = operands.filter_map(|(_, v)| *v).chain(op.captures.iter().copied());
+            pending.extend(read.filter_map(|v| graph.producer(v)));
+        }
+        found
     }
 
     /// True if slices take no longer than the whole does.
@@ -343,10 +397,11 @@ impl Region {
     }
 
     /// The region as the body of a Scan.
-    fn in_slices(&self, rewriter: &mut Rewriter<'_>) -> Result<Patch, Miss> {
-        let names = BodyNames::of(self, rewriter);
-        let graph = rewriter.graph();
-        let body = self.body(graph, &names).map_err(|error| Miss::Refused(error.to_string()))?;
+    fn in_slices(&self, batch: &Batch, rewriter: &mut Rewriter<'_>) -> Result<Patch, Miss> {
+        let names = BodyNames::of(self, batch, rewriter);
+        let original = rewriter.graph();
+        let graph = batch.graph(original);
+        let body = self.body(batch, original, &names).map_err(|error| Miss::Refused(error.to_string()))?;
         let mut patch = Patch::new(self.safety);
         let shaped = |patch: &mut Patch, value: Operand, hint: &str, dims: &[u64]| {
             let shape = patch.constant(&format!("{hint}_shape"), shape(dims));
@@ -354,7 +409,9 @@ impl Region {
         };
         let mut slices = Vec::with_capacity(self.scanned.len());
         for &value in &self.scanned {
-            let dims = [&[self.count], &self.slice_dims(graph, value)?[..]].concat();
+            // As many as there are.
+            let count = if self.is_open { 0 } else { self.count };
+            let dims = [&[count], &self.slice_dims(graph, value)?[..]].concat();
             let hint = format!("{}_slices", graph.value(value).name);
             slices.push(shaped(&mut patch, value.into(), &hint, &dims));
         }
@@ -409,19 +466,20 @@ impl Region {
         &self,
         body: &mut Builder,
         operand: ValueId,
-        graph: &Graph,
+        original: &Graph,
         value: ValueId,
     ) -> Result<(), BuildError> {
         let is_own = !self.scanned.contains(&value)
-            && graph.uses(value).len() == graph.readers(value)
-            && graph.uses(value).all(|at| self.members.contains(&at.op));
-        match graph.constant(value).filter(|_| is_own) {
+            && original.uses(value).len() == original.readers(value)
+            && original.uses(value).all(|at| self.members.contains(&at.op));
+        match original.constant(value).filter(|_| is_own) {
             Some(tensor) => body.initializer(operand, tensor.into_owned()),
-            None => body.captured(operand, value, graph.value(value).ty.clone()),
+            None => body.captured(operand, value, original.value(value).ty.clone()),
         }
     }
 
-    fn body(&self, graph: &Graph, names: &BodyNames) -> Result<Graph, BuildError> {
+    fn body(&self, batch: &Batch, original: &Graph, names: &BodyNames) -> Result<Graph, BuildError> {
+        let graph = batch.graph(original);
         let mut body = Builder::new(names.body.clone(), graph.opsets().clone());
         let name_of = |value: ValueId| names.own.get(&value).unwrap_or(&graph.value(value).name);
         let slice_type = |value: ValueId| {
@@ -436,7 +494,7 @@ impl Region {
         }
         for (id, sampled) in &self.ops {
             let op = graph.op(*id);
-            let sizes = new_shape(graph, *id, self.count);
+            let sizes = new_shape(batch, graph, *id, self.count);
             let mut inputs = Vec::with_capacity(op.inputs.len());
             for (slot, value) in op.inputs.iter().enumerate() {
                 let Some(value) = *value else {
@@ -455,7 +513,7 @@ impl Region {
                 let is_known = body.find(name).is_some();
                 let operand = body.value(name);
                 if !is_known && graph.producer(value).is_none_or(|by| !self.members.contains(&by)) {
-                    self.bring(&mut body, operand, graph, value)?;
+                    self.bring(&mut body, operand, original, value)?;
                 }
                 inputs.push(Some(operand));
             }
@@ -501,13 +559,13 @@ struct BodyNames {
 }
 
 impl BodyNames {
-    fn of(region: &Region, rewriter: &mut Rewriter<'_>) -> BodyNames {
-        let graph = rewriter.graph();
+    fn of(region: &Region, batch: &Batch, rewriter: &mut Rewriter<'_>) -> BodyNames {
+        let graph = batch.graph(rewriter.graph());
         let name = |value: ValueId| graph.value(value).name.clone();
         let whole = region.scanned.iter().chain(&region.results);
         let own: Vec<(ValueId, String)> = whole.map(|&v| (v, format!("{}_slice", name(v)))).collect();
         let ops = region.ops.iter().map(|(id, _)| *id);
-        let targets = ops.filter(|&id| new_shape(graph, id, region.count).is_some());
+        let targets = ops.filter(|&id| new_shape(batch, graph, id, region.count).is_some());
         let result = |id: OpId| graph.op(id).output(0).map_or(String::new(), name);
         let shapes: Vec<(OpId, String)> = targets.map(|id| (id, format!("{}_sizes", result(id)))).collect();
         let leaving = region.results.iter().filter(|&&v| region.leaving_dims(graph, v).is_some());
@@ -528,7 +586,7 @@ impl BodyNames {
 #[cfg(test)]
 mod tests {
     use dmopt_ir::text::{parse_model_filled, print_model};
-    use dmopt_ir::{DType, Graph, Model, Storage, TensorType};
+    use dmopt_ir::{DType, Graph, Model, Sizes, Storage, TensorType};
 
     use crate::testing::{optimize, refusals};
     use crate::{Options, Outcome, Planning, Safety, Target, run};
@@ -822,9 +880,85 @@ mod tests {
     }
 
     #[test]
-    fn open_batches_and_older_scans_are_left_alone() {
-        let open = network(8, 128).replace("float[8,8,", "float[n,8,");
-        assert_eq!(count(&open, Options::default()), None);
+    fn a_batch_of_open_size_is_computed_one_sample_at_a_time() {
+        let open = |pixels: u64, last: &str| {
+            format!(
+                "f (float[n,8,{pixels},{pixels}] x) => (float[n,8,a,b] y) <float[16,8,3,3] w, float[8,16,3,3] v> {{
+                    h = Conv<pads = [1, 1, 1, 1]>(x, w)  r = Relu(h)  c = Conv<pads = [1, 1, 1, 1]>(r, v)
+                    y = {last}(c) }}"
+            )
+        };
+        let (model, outcome) = split(&open(128, "GlobalAveragePool"), None, Options::default());
+        assert_eq!(operators(&model), ["Reshape Scan", "Conv Relu Conv GlobalAveragePool Reshape"]);
+        let text = print_model(&model);
+        assert!(
+            text.contains("float[1,8,128,128] x_slice") && text.contains("{0, 1, 8, 128, 128}"),
+            "{text}"
+        );
+        assert!(outcome.notes.iter().any(|note| note.contains("one sample at a time")));
+        // A result of the batch beside that of the sample.
+        let large = open(128, "Neg");
+        let (_, outcome) = split(&large, None, Options::default());
+        assert_eq!(
+            refusals(&outcome),
+            ["graph 'f': a single sample would need more, and how many there are is not said"]
+        );
+        let sizes = Sizes { dims: [("n".to_string(), 4)].into(), ..Sizes::default() };
+        let planning = Planning { sizes, ..Planning::default() };
+        let (model, _) = split(&large, None, Options { planning, ..Options::default() });
+        assert_eq!(operators(&model)[0], "Reshape Scan");
+        // Too little to do for one.
+        let (model, _) = split(&open(16, "Neg"), None, Options::default());
+        assert_eq!(operators(&model)[0], "Conv Relu Conv Neg");
+        let (model, _) = split(&open(16, "Neg"), Some(0), Options::default());
+        assert_eq!(operators(&model)[0], "Reshape Scan");
+        let (_, outcome) = split(&large, Some(2), Options::default());
+        assert_eq!(
+            refusals(&outcome),
+            ["graph 'f': a batch of open size is computed one sample at a time, or as a whole"]
+        );
+    }
+
+    #[test]
+    fn what_is_as_large_as_an_open_batch_in_another_way_stays_outside() {
+        // Every sample with every other; one behind the other.
+        let text = "f (float[n,4] x) => (float[n,n] y, float[k] z) <int64[1] all = {-1}> {
+            a = Relu(x)  t = Transpose(a)  y = MatMul(a, t)  b = Neg(a)  z = Reshape(b, all) }";
+        assert_eq!(
+            operators_of(text, 0),
+            ["Reshape Scan Transpose MatMul Reshape", "Relu Neg Reshape Reshape"]
+        );
+    }
+
+    #[test]
+    fn what_slices_read_whole_may_be_of_open_size() {
+        let text = "f (float[n,8] x, float[m,8] keys) => (float[n,8] y) {
+            t = Transpose(keys)  p = MatMul(x, t)  s = Softmax(p)  y = MatMul(s, keys) }";
+        let model = in_slices(text, 0);
+        assert_eq!(operators(&model), ["Transpose MatMul Softmax MatMul", ""]);
+    }
+
+    #[test]
+    fn what_only_tells_the_size_of_a_whole_is_no_end() {
+        let text = "f (float[n,8,16,16] x) => (float[n,8,32,32] y) <int64[2] size = {32, 32}> {
+            a = Relu(x)  s = Shape<end = 2>(a)  all = Concat<axis = 0>(s, size)
+            y = Resize<mode = \"linear\">(a, , , all) }";
+        assert_eq!(operators_of(text, 0), ["Reshape Scan", "Relu Resize Reshape"]);
+    }
+
+    #[test]
+    fn what_a_file_declares_of_sizes_proves_nothing() {
+        let text = "f (float[n,8] x, int64[2] s) => (float[n,8] y) { a = Relu(x)  y = Reshape(a, s) }";
+        assert_eq!(operators_of(text, 0), ["Reshape Scan Reshape", "Relu Reshape"]);
+    }
+
+    #[test]
+    fn one_sample_at_a_time_is_asked_for_without_a_number() {
+        assert_eq!(operators_of(&network(4, 16), 0), ["Reshape Scan", "Conv Relu Conv Reshape"]);
+    }
+
+    #[test]
+    fn older_scans_are_left_alone() {
         let old = format!("<ir_version: 4, opset_import: [\"\" : 8]> {}", network(8, 128));
         assert_eq!(count(&old, Options::default()), None);
     }

@@ -85,8 +85,9 @@ pub struct Pins {
 pub type Sizes = BTreeMap<String, u64>;
 
 /// Sizes for open dimensions, most promising first: (first axis, other axes). The first axis is mostly the batch,
-/// which takes any size; the others may have to survive strides, windows or fixed heads.
-const LADDER: [(u64, u64); 8] = [(1, 16), (2, 24), (3, 32), (2, 64), (1, 224), (2, 7), (1, 2), (1, 1)];
+/// which takes any size: with several samples, memory is that of a model in use. The others may have to survive strides,
+/// windows or fixed heads.
+const LADDER: [(u64, u64); 8] = [(4, 16), (1, 24), (3, 32), (2, 64), (1, 224), (2, 7), (1, 2), (1, 1)];
 
 /// Assignments to try in order, each covering every open dimension of the inputs; a single one when nothing is
 /// left open. Dimensions of the same name get the same size in all inputs.
@@ -288,7 +289,7 @@ mod tests {
         ]);
         let all = assignments(&model, &Pins::default()).unwrap();
         let batches: Vec<u64> = all.iter().map(|s| s["n"]).collect();
-        assert_eq!(batches, [1, 2, 3]);
+        assert_eq!(batches, [4, 1, 3, 2]);
         let inputs = random_inputs(&model, &all[2], &Pins::default(), 0).unwrap();
         assert_eq!((&inputs[0].1.dims, &inputs[1].1.dims), (&vec![3, 3], &vec![2, 3]));
     }

@@ -96,7 +96,8 @@ pub struct Options<'a> {
     pub max_flops_ratio: Option<f64>,
     /// Into how many slices the channels between two layers are split, everywhere; as the peak asks for where nobody says.
     pub split_hidden: Option<u64>,
-    /// In how many slices of its samples a batch is computed; in as many as take no longer where nobody says.
+    /// In how many slices of its samples a batch is computed, 0 for one of each sample; in as many as take no longer where
+    /// nobody says.
     pub split_batch: Option<u64>,
     /// How ONNX Runtime is made to follow the order that was found.
     pub anchors: Anchors,

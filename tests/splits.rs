@@ -32,9 +32,9 @@ impl Block {
     }
 
     /// Sizes or axes.
-    fn sizes(&mut self, dims: &[u64]) -> String {
+    fn sizes(&mut self, dims: &[i64]) -> String {
         let name = format!("s{}", self.weights.len());
-        let text: Vec<String> = dims.iter().map(u64::to_string).collect();
+        let text: Vec<String> = dims.iter().map(i64::to_string).collect();
         self.weights.push(format!("int64[{}] {name} = {{{}}}", dims.len(), text.join(", ")));
         name
     }
@@ -222,10 +222,12 @@ fn attention(u: &mut Unstructured<'_>) -> Result<String> {
     ))
 }
 
-/// A network that treats every sample by itself, with weights and with what is there for every sample.
+/// A network that treats every sample by itself, with weights and with what is there for every sample; and in how many slices
+/// its batch can be computed, 0 where that is open.
 fn network(u: &mut Unstructured<'_>) -> Result<(String, u64)> {
-    let (count, each) = (u.int_in_range(2..=4)?, u.int_in_range(1..=2)?);
-    let samples = count * each;
+    let (is_open, slices, each) = (u.ratio(1, 3)?, u.int_in_range(2..=4)?, u.int_in_range(1..=2)?);
+    let (samples, rest) = (slices * each, if is_open { -1 } else { (slices * each) as i64 });
+    let batch = if is_open { "n".to_string() } else { samples.to_string() };
     let mut block = Block { last: "x".to_string(), ..Block::default() };
     let mut outputs = Vec::new();
     // The sizes of what is at the end of the block.
@@ -246,7 +248,7 @@ fn network(u: &mut Unstructured<'_>) -> Result<(String, u64)> {
             }
             2 => format!("Softmax<axis = {}>({x})", u.int_in_range(1..=3)?),
             3 => {
-                let first = *u.choose(&[1, samples])?;
+                let first = *u.choose(&[1, if is_open { 1 } else { samples }])?;
                 format!("Add({x}, {})", block.weight(&[first, channels, 1, width]))
             }
             4 => {
@@ -259,7 +261,7 @@ fn network(u: &mut Unstructured<'_>) -> Result<(String, u64)> {
             }
             6 => {
                 dims = [height, channels, width];
-                let sizes = block.sizes(&[samples, height, channels, width]);
+                let sizes = block.sizes(&[rest, height as i64, channels as i64, width as i64]);
                 format!("Reshape({x}, {sizes})")
             }
             7 => format!("MatMul({x}, {})", block.weight(&[width, width])),
@@ -275,7 +277,7 @@ fn network(u: &mut Unstructured<'_>) -> Result<(String, u64)> {
             }
             10 => {
                 let flat = block.line(format!("Flatten<axis = {}>({x})", u.int_in_range(1..=3)?));
-                let sizes = block.sizes(&[samples, channels, height, width]);
+                let sizes = block.sizes(&[rest, channels as i64, height as i64, width as i64]);
                 format!("Reshape({flat}, {sizes})")
             }
             11 => {
@@ -298,14 +300,14 @@ fn network(u: &mut Unstructured<'_>) -> Result<(String, u64)> {
     outputs.push((block.last.clone(), dims));
     outputs.retain(|(name, _)| name != "x");
     let outputs: Vec<String> =
-        (outputs.iter()).map(|(name, [c, h, w])| format!("float[{samples},{c},{h},{w}] {name}")).collect();
+        (outputs.iter()).map(|(name, [c, h, w])| format!("float[{batch},{c},{h},{w}] {name}")).collect();
     let text = format!(
-        "f (float[{samples},3,4,4] x) => ({}) <{}> {{ {} }}",
+        "f (float[{batch},3,4,4] x) => ({}) <{}> {{ {} }}",
         outputs.join(", "),
         block.weights.join(", "),
         block.lines.join("\n")
     );
-    Ok((text, count))
+    Ok((text, if is_open { 0 } else { slices }))
 }
 
 fn model(text: &str) -> Model {

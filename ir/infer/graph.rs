@@ -41,6 +41,17 @@ pub fn infer_graph(graph: &mut Graph) -> Vec<Note> {
     notes
 }
 
+/// A copy with the types that follow from inputs, weights and operators: what a file declares of values that are computed
+/// proves nothing. Bodies stay as they are.
+pub fn with_proven_types(graph: &Graph) -> Graph {
+    let mut bare = graph.clone();
+    for id in graph.values().filter(|&id| graph.producer(id).is_some()) {
+        bare.value_mut(id).ty = None;
+    }
+    infer_graph(&mut bare);
+    bare
+}
+
 /// Names of the outputs for which the file declares more than follows from the operators. What is found out about those
 /// later, as when their operands are computed beforehand, may contradict it.
 pub fn unproven_outputs(graph: &Graph) -> HashSet<String> {

@@ -37,7 +37,9 @@ use crate::{AttributeValue, DType, Dim, Op, Shape, Tensor, TensorType, Type};
 use size::Size;
 use values::{Int, Ints};
 
-pub use graph::{BindError, Element, Note, infer_graph, reshape_targets, unproven_outputs};
+pub use graph::{
+    BindError, Element, Note, infer_graph, reshape_targets, unproven_outputs, with_proven_types,
+};
 
 /// One operand as inference sees it.
 #[derive(Clone, Copy, Default)]

@@ -62,8 +62,9 @@ pub struct Optimize {
     /// Compute what lies between two layers in this many slices of its channels, everywhere [default: as the peak asks for]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
     split_hidden: Option<u64>,
-    /// Compute a batch in this many slices of its samples, 1 for none [default: as many as take no longer]
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Compute a batch in this many slices of its samples, 1 for none, 0 for one of each sample [default: as many as take no
+    /// longer]
+    #[arg(long, value_name = "K")]
     split_batch: Option<u64>,
     #[command(flatten)]
     sizes: SizeArgs,
