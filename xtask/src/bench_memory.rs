@@ -32,8 +32,11 @@ pub struct Bench {
     #[arg(long)]
     quick: bool,
     /// Compute batches as a whole (`--split-batch 1`)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "exact")]
     whole_batches: bool,
+    /// Only what leaves every bit of the outputs as it is (`--exact`)
+    #[arg(long)]
+    exact: bool,
     /// The program to measure [default: a release build]
     #[arg(long, value_name = "PATH")]
     dmopt: Option<PathBuf>,
@@ -41,6 +44,41 @@ pub struct Bench {
     #[arg(long, value_name = "FILE.md", default_value = "docs/results.md")]
     output: PathBuf,
 }
+
+/// What a page is about: the same networks, optimized with other options.
+struct Page {
+    title: &'static str,
+    /// The option of this command that makes it, and the page's place if it is not the usual one.
+    options: &'static str,
+    /// What `dmopt optimize` is asked for beside target and session.
+    optimize: &'static [&'static str],
+    /// What a reader has to know about it.
+    about: &'static str,
+}
+
+const USUAL: Page = Page {
+    title: "Results",
+    options: "",
+    optimize: &[],
+    about: "Batches of several samples are computed in slices (`split-batch`), as by default;
+[whole-batches.md](whole-batches.md) has what comes of them as a whole, [exact.md](exact.md) what comes of rewrites that
+leave every bit as it is.",
+};
+
+const WHOLE_BATCHES: Page = Page {
+    title: "Results of whole batches",
+    options: " --whole-batches --output docs/whole-batches.md",
+    optimize: &["--split-batch", "1"],
+    about: "Batches are computed as a whole (`--split-batch 1`).",
+};
+
+const EXACT: Page = Page {
+    title: "Results without any difference",
+    options: " --exact --output docs/exact.md",
+    optimize: &["--exact"],
+    about: "Only rewrites that leave every bit of the outputs as it is are made (`--exact`); [results.md](results.md) has the
+others too.",
+};
 
 /// A network of the table.
 struct Network {
@@ -154,6 +192,16 @@ pub fn run(bench: &Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Bench {
+    fn page(&self) -> &'static Page {
+        match (self.whole_batches, self.exact) {
+            (true, _) => &WHOLE_BATCHES,
+            (false, true) => &EXACT,
+            (false, false) => &USUAL,
+        }
+    }
+}
+
 impl Network {
     fn build(&self, folder: &Path) -> anyhow::Result<PathBuf> {
         #[derive(clap::Parser)]
@@ -260,9 +308,7 @@ impl Tool {
         let (before, after) = (original.to_str().context("no text")?, result.to_str().context("no text")?);
         let optimize = ["optimize", before, after, "--target", target, "--quiet"];
         let mut optimize = self.command(&optimize, session);
-        if bench.whole_batches {
-            optimize.args(["--split-batch", "1"]);
-        }
+        optimize.args(bench.page().optimize);
         match bench.quick {
             true => optimize.arg("--no-validate"),
             false => optimize.args(["--validate-with", "ort"]),
@@ -293,14 +339,7 @@ fn result(original: &Path, target: &str, session: &str) -> PathBuf {
 }
 
 fn tables(rows: &[Noisy], bench: &Bench) -> String {
-    let (title, batches) = match bench.whole_batches {
-        false => (
-            "Results",
-            "Batches of several samples are computed in slices (`split-batch`), as by default;
-[whole-batches.md](whole-batches.md) has what comes of them as a whole.",
-        ),
-        true => ("Results of whole batches", "Batches are computed as a whole (`--split-batch 1`)."),
-    };
+    let Page { title, options, about, .. } = bench.page();
     let mut text = format!(
         "# {title}
 
@@ -309,11 +348,11 @@ with it counts (`docs/validation.md`): the larger of the first run and the later
 loads. In brackets, the share of what the original needs in a **default** session. *default* is what everybody gets who sets
 nothing, *tuned* the low-memory session of `dmopt session`. The networks are 208x272 with a batch of 4, or 224x224 with a
 batch of 4, unless a row says otherwise; weights are random. Every network is optimized for each target and each session
-(`--quick`: without measuring which arrangement suits a session best, so for both alike). {batches}
+(`--quick`: without measuring which arrangement suits a session best, so for both alike). {about}
 
 ```sh
 # not run by the tests: takes long, and a network
-cargo xtask bench-memory --seeds {} --runs {}{}{}
+cargo xtask bench-memory --seeds {} --runs {}{}{options}
 ```
 
 | network | original, default | original, tuned | portable, default | ort-cpu, default | portable, tuned | ort-cpu, tuned |
@@ -322,7 +361,6 @@ cargo xtask bench-memory --seeds {} --runs {}{}{}
         bench.seeds,
         bench.runs,
         if bench.quick { " --quick" } else { "" },
-        if bench.whole_batches { " --whole-batches --output docs/whole-batches.md" } else { "" }
     );
     for ((name, cells), _) in rows {
         let [default, _, tuned, _] = &cells[..] else { continue };
