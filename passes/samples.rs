@@ -143,7 +143,11 @@ fn operands_by_sample(batch: &Batch, graph: &Graph, id: OpId) -> Option<Vec<bool
             let axis = op.int("axis").unwrap_or(1);
             (axis != 0 && axis != -(from as i64)).then(the_first)
         }
-        "Expand" => (from == to).then_some(the_first()).filter(|_| new_shape(batch, graph, id, 1).is_some()),
+        "Expand" => {
+            let is_one_for_all = from < to || dims(graph, op.input(0)?)?[0] == 1;
+            let operands = if is_one_for_all { vec![false; 2] } else { the_first() };
+            new_shape(batch, graph, id, 1).map(|_| operands)
+        }
         "Reshape" => new_shape(batch, graph, id, 1).map(|_| the_first()),
         "Resize" | "Upsample" => {
             let crops = op.string("coordinate_transformation_mode") == Some("tf_crop_and_resize");

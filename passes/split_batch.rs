@@ -272,7 +272,7 @@ impl Region {
                 break;
             }
         }
-        (!region.results.is_empty()).then_some(region)
+        (!region.results.is_empty() && !region.scanned.is_empty()).then_some(region)
     }
 
     /// Operators of the region that this one needs.
@@ -315,10 +315,8 @@ impl Region {
             // What tells the size of a whole result is not needed in slices.
             let told = batch.told_size(graph, id);
             let operands = || op.inputs.iter().enumerate().filter(|(slot, _)| Some(*slot) != told);
-            let reads = || operands().filter_map(|(_, v)| *v).chain(op.captures.iter().copied());
-            let (is_after, reads_inside) =
-                (reads().any(|v| after.contains(&v)), reads().any(|v| inside.contains(&v)));
-            let is_out = is_after || outside.contains(&id);
+            let mut reads = operands().filter_map(|(_, v)| *v).chain(op.captures.iter().copied());
+            let is_out = outside.contains(&id) || reads.any(|v| after.contains(&v));
             let sampled = if is_out { None } else { sampled(batch, graph, id, count) };
             let sampled = sampled.map(|sampled| (safety(graph, id, &sampled), sampled));
             let fits = |sampled: &[bool]| {
@@ -327,7 +325,9 @@ impl Region {
                     operands.clone().all(|(v, &own)| own || v.is_none_or(|v| !inside.contains(&v)));
                 let own = operands.filter_map(|(v, &own)| v.filter(|_| own));
                 let is_certain = op.results().chain(own.clone()).all(|v| batch.is_certain(v));
-                is_apart && is_certain && own.clone().any(|v| graph.constant(v).is_none())
+                // What is made of the size alone, as copies of one row for all samples, is as cheap in slices.
+                let is_made = told.is_some() && own.clone().next().is_none();
+                is_apart && is_certain && (is_made || own.clone().any(|v| graph.constant(v).is_none()))
             };
             match sampled.filter(|(safety, sampled)| *safety <= allow && fits(sampled)) {
                 Some((safety, sampled)) => {
@@ -339,6 +339,9 @@ impl Region {
                     region.members.insert(id);
                 }
                 None => {
+                    let reads = || op.operands().chain(op.captures.iter().copied());
+                    let is_after = reads().any(|v| after.contains(&v));
+                    let reads_inside = reads().any(|v| inside.contains(&v));
                     if is_after || reads_inside {
                         after.extend(op.results());
                     }
@@ -944,6 +947,32 @@ mod tests {
             a = Relu(x)  s = Shape<end = 2>(a)  all = Concat<axis = 0>(s, size)
             y = Resize<mode = \"linear\">(a, , , all) }";
         assert_eq!(operators_of(text, 0), ["Reshape Scan", "Relu Resize Reshape"]);
+    }
+
+    #[test]
+    fn copies_of_one_row_for_all_samples_are_made_in_slices() {
+        let text = "f (float[n,3,8] x) => (float[n,4,8] y)
+        <float[1,1,8] row, int64[1] zero = {0}, int64[2] rest = {1, 8}> {
+            a = Relu(x)  s = Shape(a)  n = Gather(s, zero)  size = Concat<axis = 0>(n, rest)
+            rows = Expand(row, size)  y = Concat<axis = 1>(rows, a) }";
+        assert_eq!(operators_of(text, 0), ["Reshape Scan", "Relu Expand Concat Reshape"]);
+    }
+
+    #[test]
+    fn what_reads_no_samples_has_none_to_be_cut_into() {
+        let text = "f (float[4,2] x) => (float[4,8] y, float z) <float[1,8] row, int64[2] size = {4, 8}, int64[2] all = {0, 1}> {
+            y = Expand(row, size)  z = ReduceSum<keepdims = 0>(x, all) }";
+        assert_eq!(operators_of(text, 4)[1], "");
+    }
+
+    #[test]
+    fn what_stays_outside_for_its_class_is_not_read_before_what_it_is_told() {
+        let text = "f (float[n,2,8] x, float[n,1,4] z) => (float[n,2,8] y) <int64[1] zero = {0}, int64[2] rest = {2, 8}> {
+            a = Relu(x)  s = Shape(a)  n = Gather(s, zero)  size = Concat<axis = 0>(n, rest)
+            large = Resize<mode = \"linear\">(z, , , size)  y = Add(a, large) }";
+        let exact = Options { allow: Some(Safety::Exact), ..Options::default() };
+        let (model, _) = split(text, Some(0), exact);
+        assert_eq!(operators(&model), ["Reshape Scan Shape Gather Concat Resize Add", "Relu Reshape"]);
     }
 
     #[test]

@@ -60,9 +60,8 @@ const USUAL: Page = Page {
     title: "Results",
     options: "",
     optimize: &[],
-    about: "Batches of several samples are computed in slices (`split-batch`), as by default;
-[whole-batches.md](whole-batches.md) has what comes of them as a whole, [exact.md](exact.md) what comes of rewrites that
-leave every bit as it is.",
+    about: "Batches of several samples are computed in slices (`split-batch`), as by default; [whole-batches.md](whole-batches.md)
+has what comes of them as a whole, [exact.md](exact.md) what comes of rewrites that leave every bit as it is.",
 };
 
 const WHOLE_BATCHES: Page = Page {
@@ -348,7 +347,8 @@ with it counts (`docs/validation.md`): the larger of the first run and the later
 loads. In brackets, the share of what the original needs in a **default** session. *default* is what everybody gets who sets
 nothing, *tuned* the low-memory session of `dmopt session`. The networks are 208x272 with a batch of 4, or 224x224 with a
 batch of 4, unless a row says otherwise; weights are random. Every network is optimized for each target and each session
-(`--quick`: without measuring which arrangement suits a session best, so for both alike). {about}
+(`--quick`: without measuring which arrangement suits a session best, so for both alike).
+{about}
 
 ```sh
 # not run by the tests: takes long, and a network
