@@ -61,8 +61,8 @@ impl Batch {
         self.open.as_ref().map_or(graph, |open| &open.sized)
     }
 
-    /// The operand by which an operator is told how large its result is, where that is certain: because it is constant, or
-    /// whatever it is computed of.
+    /// The operand by which an operator is told how large its result is, where that is known: because the operand is constant,
+    /// or because the result is certain, whatever the operand is computed of.
     pub fn told_size(&self, graph: &Graph, id: OpId) -> Option<usize> {
         let op = graph.op(id);
         let slot = match op.op_type.as_str() {

@@ -220,13 +220,17 @@ fn best(rewriter: &mut Rewriter<'_>, context: &Context<'_>) -> Result<(Region, P
 
 /// The numbers of slices that a batch can be divided into, in ascending order.
 fn counts(batch: &Batch) -> Vec<u64> {
-    match batch.is_open() {
-        true => vec![batch.samples],
-        false => {
-            let samples = batch.samples;
-            (2..=samples.min(MOST_SLICES)).filter(|count| samples.is_multiple_of(*count)).collect()
-        }
+    let samples = batch.samples;
+    if batch.is_open() {
+        return vec![samples];
     }
+    (2..=samples.min(MOST_SLICES)).filter(|count| samples.is_multiple_of(*count)).collect()
+}
+
+/// What an operator reads, but for the operand that tells the size of a whole result.
+fn read_in_slices(op: &Op, told: Option<usize>) -> impl Iterator<Item = ValueId> {
+    let operands = op.inputs.iter().enumerate().filter(move |(slot, _)| Some(*slot) != told);
+    operands.filter_map(|(_, value)| *value).chain(op.captures.iter().copied())
 }
 
 /// What treats every sample by itself.
@@ -312,17 +316,15 @@ impl Region {
         let (mut inside, mut after, mut scanned) = (HashSet::new(), HashSet::new(), HashSet::new());
         for id in order_of(graph) {
             let op = graph.op(id);
-            // What tells the size of a whole result is not needed in slices.
             let told = batch.told_size(graph, id);
-            let operands = || op.inputs.iter().enumerate().filter(|(slot, _)| Some(*slot) != told);
-            let mut reads = operands().filter_map(|(_, v)| *v).chain(op.captures.iter().copied());
-            let is_out = outside.contains(&id) || reads.any(|v| after.contains(&v));
+            let is_out = outside.contains(&id) || read_in_slices(op, told).any(|v| after.contains(&v));
             let sampled = if is_out { None } else { sampled(batch, graph, id, count) };
             let sampled = sampled.map(|sampled| (safety(graph, id, &sampled), sampled));
             let fits = |sampled: &[bool]| {
-                let operands = operands().map(|(slot, v)| (v, &sampled[slot]));
-                let is_apart =
-                    operands.clone().all(|(v, &own)| own || v.is_none_or(|v| !inside.contains(&v)));
+                let operands = op.inputs.iter().zip(sampled);
+                let is_apart = operands.clone().enumerate().all(|(slot, (v, &own))| {
+                    own || told == Some(slot) || v.is_none_or(|v| !inside.contains(&v))
+                });
                 let own = operands.filter_map(|(v, &own)| v.filter(|_| own));
                 let is_certain = op.results().chain(own.clone()).all(|v| batch.is_certain(v));
                 // What is made of the size alone, as copies of one row for all samples, is as cheap in slices.
@@ -372,10 +374,7 @@ impl Region {
                 continue;
             }
             let told = batch.told_size(graph, id).filter(|_| self.members.contains(&id));
-            let op = graph.op(id);
-            let operands = op.inputs.iter().enumerate().filter(|(slot, _)| Some(*slot) != told);
-            let read = operands.filter_map(|(_, v)| *v).chain(op.captures.iter().copied());
-            pending.extend(read.filter_map(|v| graph.producer(v)));
+            pending.extend(read_in_slices(graph.op(id), told).filter_map(|v| graph.producer(v)));
         }
         found
     }
