@@ -32,8 +32,8 @@ struct Scale {
     by: Arc<[f64]>,
 }
 
-/// Bytes that a processor looks at before it asks for more: as long as starting a thread takes, and some.
-const SHARE: usize = 1 << 20;
+/// Bytes that a processor looks at before it asks for more: as long as waking a thread takes, and some.
+const SHARE: usize = 1 << 18;
 
 impl Derived {
     /// Bytes to read at a time where all of them are wanted one after the other: a whole number of elements of any type.

@@ -1,12 +1,13 @@
 //! Work shared among processors.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// More threads than this mostly make what nobody waits for.
 const MOST_THREADS: usize = 8;
@@ -14,9 +15,12 @@ const MOST_THREADS: usize = 8;
 /// What the main thread of a process mostly has, in bytes: bodies may be nested deeply.
 const STACK: usize = 8 << 20;
 
-thread_local! {
-    /// True in a thread of this file: what is shared within it is not shared again.
-    static IS_SHARE: Cell<bool> = const { Cell::new(false) };
+/// Threads that stay: new ones would begin with empty heaps, and what fills those is memory that the system clears first.
+/// `None` where the system gives no threads.
+static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+
+fn pool_of(threads: usize) -> Option<ThreadPool> {
+    ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build().ok()
 }
 
 /// How many threads can run at once.
@@ -47,17 +51,30 @@ pub fn in_order_on<T: Sync, R: Send, B>(
     make: impl Fn(&T) -> R + Sync,
     mut take: impl FnMut(&T, R) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
-    let threads = if IS_SHARE.get() { 1 } else { threads.min(items.len()) };
-    if threads < 2 {
+    // What is shared within a thread of a pool is not shared again.
+    let is_share = rayon::current_thread_index().is_some();
+    let threads = if is_share { 1 } else { threads.min(items.len()) };
+    let own;
+    let pool = if threads < 2 {
+        None
+    } else {
+        match POOL.get_or_init(|| pool_of(processors().min(MOST_THREADS))) {
+            Some(pool) if threads <= pool.current_num_threads() => Some(pool),
+            _ => {
+                own = pool_of(threads);
+                own.as_ref()
+            }
+        }
+    };
+    let Some(pool) = pool else {
         return items.iter().try_for_each(|item| take(item, make(item)));
-    }
+    };
     let (next, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
-    thread::scope(|scope| {
+    pool.in_place_scope(|scope| {
         let (sender, receiver) = mpsc::channel();
-        let spawn = |_| {
+        for _ in 0..threads {
             let (sender, next, enough, make) = (sender.clone(), &next, &enough, &make);
-            let work = move || {
-                IS_SHARE.set(true);
+            scope.spawn(move |_| {
                 let _stop = StopInPanic(enough);
                 while !enough.load(Ordering::Relaxed) {
                     let at = next.fetch_add(1, Ordering::Relaxed);
@@ -66,12 +83,7 @@ pub fn in_order_on<T: Sync, R: Send, B>(
                         break;
                     }
                 }
-            };
-            thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()
-        };
-        // A thread that cannot be had is work for the others.
-        if (0..threads).map_while(spawn).count() == 0 {
-            return items.iter().try_for_each(|item| take(item, make(item)));
+            });
         }
         drop(sender);
         let mut early = BTreeMap::new();

@@ -103,6 +103,8 @@ struct Trial {
     least_bytes: u64,
     /// Why an offer that is in `taken` comes to nothing.
     refused: BTreeMap<Key, String>,
+    /// The same graph on ideal kernels, where that was asked for.
+    on_ideal: Option<Box<Trial>>,
 }
 
 /// What touches what is in memory at the peak of a trial.
@@ -196,15 +198,15 @@ impl<'a> Offers<'a> {
             }
             return chosen;
         }
-        let trials = TrialsOf { offers: self, graph, names, found: &found };
-        let Some(start) = trials.attempt(&Taken::new(), &QUICK) else { return chosen };
         let ideal = Offers {
             offering: self.offering.clone(),
             lowering: Vec::new(),
             kernels: Kernels::Ideal,
             ..*self
         };
-        let on_ideal = TrialsOf { offers: &ideal, graph, names, found: &found };
+        let on_ideal = TrialsOf { offers: &ideal, ideal: None, graph, names, found: &found };
+        let trials = TrialsOf { offers: self, ideal: Some(&on_ideal), ..on_ideal };
+        let Some(start) = trials.attempt(&Taken::new(), &QUICK, false) else { return chosen };
         let mut search = Search::new(&trials, &start, self.budget_bytes, self.max_flops_ratio);
         search.ideal = self.planning.target.domain().is_none().then_some(&on_ideal);
         let best = search.run(start);
@@ -318,8 +320,8 @@ impl<'a> Offers<'a> {
 
 /// Where trials are made.
 trait Trials: Sync {
-    /// A trial with these offers taken; `None` where a size is not known in it.
-    fn attempt(&self, taken: &Taken, effort: &Effort) -> Option<Trial>;
+    /// A trial with these offers taken; `None` where a size is not known in it. One on ideal kernels may come with it.
+    fn attempt(&self, taken: &Taken, effort: &Effort, with_ideal: bool) -> Option<Trial>;
 
     /// What could be taken to get further than that. It takes as long, and most trials lead nowhere.
     fn around(&self, taken: &Taken, effort: &Effort) -> Option<Around>;
@@ -328,6 +330,8 @@ trait Trials: Sync {
 /// Trials of what is offered for a graph.
 struct TrialsOf<'a> {
     offers: &'a Offers<'a>,
+    /// The same for ideal kernels.
+    ideal: Option<&'a TrialsOf<'a>>,
     graph: &'a Graph,
     names: &'a Names,
     /// What is offered for that graph.
@@ -345,8 +349,8 @@ struct Edited {
 }
 
 /// A graph as the target runs it.
-struct Planned {
-    graph: Graph,
+struct Planned<'g> {
+    graph: Cow<'g, Graph>,
     timelines: Vec<Timeline>,
     flops: u128,
     least_bytes: u64,
@@ -368,20 +372,26 @@ impl TrialsOf<'_> {
             let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
             offers.take((pass, &own), taken, done, &mut rewriter, &mut made, &mut note);
             rewriter.finish().map_err(drop)?;
-            infer::infer_graph(&mut graph);
+            learn(&mut graph);
             Ok(())
         });
         taking.ok()?;
         Some(Edited { graph, names, made, refused })
     }
 
-    fn planned(&self, mut graph: Graph, mut names: Names, effort: &Effort) -> Option<Planned> {
+    /// A graph as the target runs it.
+    fn planned<'g>(
+        &self,
+        mut graph: Cow<'g, Graph>,
+        names: &mut Names,
+        effort: &Effort,
+    ) -> Option<Planned<'g>> {
         let offers = self.offers;
         // Of standard operators: what the target writes for a sum may multiply by one.
         let flops = flops(offers.planning.sized(&graph).graph());
         let (mut log, mut fuel) = (Log::default(), None);
         for pass in &offers.lowering {
-            let mut rewriter = Rewriter::new(&mut graph, &mut names, offers.allow, &mut fuel);
+            let mut rewriter = Rewriter::new(graph.to_mut(), names, offers.allow, &mut fuel);
             let mut context = Context {
                 fold_budget: &mut 0,
                 planning: offers.planning,
@@ -392,7 +402,7 @@ impl TrialsOf<'_> {
             };
             pass.run(&mut rewriter, &mut context);
             rewriter.finish().ok()?;
-            infer::infer_graph(&mut graph);
+            learn(graph.to_mut());
         }
         let sized = offers.planning.sized(&graph).on(offers.kernels);
         let order = order_of(&graph);
@@ -405,19 +415,25 @@ impl TrialsOf<'_> {
 }
 
 impl Trials for TrialsOf<'_> {
-    fn attempt(&self, taken: &Taken, effort: &Effort) -> Option<Trial> {
-        let Edited { graph, names, refused, .. } = self.edited(taken)?;
-        let Planned { graph, timelines, flops, least_bytes } = self.planned(graph, names, effort)?;
-        let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
-        let crests = near_peak(&timelines[0]).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
-        let ops = operators(&graph);
-        Some(Trial { taken: taken.clone(), peaks, crests, flops, ops, least_bytes, refused })
+    fn attempt(&self, taken: &Taken, effort: &Effort, with_ideal: bool) -> Option<Trial> {
+        let Edited { graph, mut names, refused, .. } = self.edited(taken)?;
+        let mut trial = |trials: &Self, graph: Cow<'_, Graph>| {
+            let Planned { graph, timelines, flops, least_bytes } =
+                trials.planned(graph, &mut names, effort)?;
+            let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
+            let crests = near_peak(&timelines[0]).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
+            let (taken, ops, refused) = (taken.clone(), operators(&graph), refused.clone());
+            Some(Trial { taken, peaks, crests, flops, ops, least_bytes, refused, on_ideal: None })
+        };
+        let ideal = self.ideal.filter(|_| with_ideal);
+        let on_ideal = ideal.and_then(|ideal| trial(ideal, Cow::Borrowed(&graph))).map(Box::new);
+        Some(Trial { on_ideal, ..trial(self, Cow::Owned(graph))? })
     }
 
     fn around(&self, taken: &Taken, effort: &Effort) -> Option<Around> {
-        let Edited { graph, names, made, .. } = self.edited(taken)?;
+        let Edited { graph, mut names, made, .. } = self.edited(taken)?;
         let open = self.offers.open(&graph, &self.offers.found(&graph), taken);
-        let Planned { graph, timelines, .. } = self.planned(graph, names, effort)?;
+        let Planned { graph, timelines, .. } = self.planned(Cow::Owned(graph), &mut names, effort)?;
         let hot = hot(&timelines[0], &graph);
         let mut around = Around::default();
         for Open { key, relieves, levels, obstacle } in open {
@@ -456,6 +472,11 @@ struct Search<'s> {
     most: Vec<u64>,
     /// True when no work is left.
     at_end: bool,
+    /// Trials that were looked at or came with others, at the effort of now: what was tried last to take back is often tried
+    /// next.
+    known: BTreeMap<Taken, Trial>,
+    /// Those on ideal kernels that came with others.
+    on_ideal: BTreeMap<Taken, Trial>,
     /// What has been tried since the peak was elsewhere and does not help, with the reason.
     useless: BTreeMap<Key, String>,
     /// What was tried before, or cannot be, with the reason.
@@ -480,6 +501,8 @@ impl<'s> Search<'s> {
             allowed: max_flops_ratio * start.flops as f64,
             most: start.peaks.clone(),
             at_end: false,
+            known: BTreeMap::new(),
+            on_ideal: BTreeMap::new(),
             useless: BTreeMap::new(),
             reasons: start.refused.clone(),
         }
@@ -533,17 +556,19 @@ impl<'s> Search<'s> {
 
     /// Goes on from what a search for ideal kernels takes, where that needs less than the best.
     fn detour(&mut self, best: Trial) -> Trial {
-        let start = self.ideal.and_then(|trials| Some((trials, trials.attempt(&Taken::new(), &QUICK)?)));
+        let start =
+            self.ideal.and_then(|trials| Some((trials, trials.attempt(&Taken::new(), &QUICK, false)?)));
         let Some((trials, start)) = start else { return best };
         let search = Search::new(trials, &start, None, 1.0);
-        let mut search = Search { work: self.work, allowed: self.allowed, ..search };
+        let known = std::mem::take(&mut self.on_ideal);
+        let mut search = Search { work: self.work, allowed: self.allowed, known, ..search };
         let taken = search.settle(start).taken;
         self.work = search.work;
         if taken == best.taken {
             return best;
         }
         let beats = |trial: &Trial| trial.no_worse(&best) && trial.is_below(&best, WORTHWHILE);
-        let Some(found) = self.trials.attempt(&taken, &QUICK).filter(beats) else { return best };
+        let Some(found) = self.trials.attempt(&taken, &QUICK, false).filter(beats) else { return best };
         self.reasons.append(&mut self.useless);
         let settled = self.settle(found);
         if self.at_end { best } else { settled }
@@ -553,6 +578,7 @@ impl<'s> Search<'s> {
     /// searched as long; and there has to be enough work left to take back what is not needed.
     fn care(&mut self, best: Trial) -> Trial {
         self.is_careful = true;
+        self.known.clear();
         let mut steps = vec![Step::new()];
         steps.append(&mut self.uncertain);
         let (mut least, mut found): (Option<Trial>, Option<Trial>) = (None, None);
@@ -612,17 +638,28 @@ impl<'s> Search<'s> {
         }
         let trials = self.trials;
         let (effort, cost) = self.effort();
-        let make = |change: &C| {
+        // A search on ideal kernels begins with the same.
+        let with_ideal = self.ideal.is_some() && taken.is_empty() && !self.is_careful;
+        let known = |change| {
             let mut taken = taken.clone();
-            change.apply(&mut taken);
-            trials.attempt(&taken, effort)
+            C::apply(change, &mut taken);
+            let trial = self.known.get(&taken).cloned();
+            (change, taken, trial)
         };
-        let looked = parallel::in_order(changes, make, |change, trial| {
+        let todo: Vec<(&C, Taken, Option<Trial>)> = changes.iter().map(known).collect();
+        let make = |(_, taken, known): &(&C, Taken, Option<Trial>)| {
+            known.clone().or_else(|| trials.attempt(taken, effort, with_ideal))
+        };
+        let looked = parallel::in_order(&todo, make, |(change, taken, _), trial| {
             if self.work == 0 {
                 self.at_end = true;
                 return ControlFlow::Break(None);
             }
             self.work = self.work.saturating_sub(trial.as_ref().map_or(0, |trial| cost * trial.ops));
+            let trial = trial.map(|mut trial| {
+                self.on_ideal.extend(trial.on_ideal.take().map(|ideal| (taken.clone(), *ideal)));
+                self.known.entry(taken.clone()).or_insert(trial).clone()
+            });
             look(self, change, trial).map_break(Some)
         });
         looked.break_value().flatten()
@@ -831,6 +868,20 @@ fn steps(next: &[(&Key, &Range<usize>)]) -> (Vec<Step>, Vec<Step>) {
     };
     let alone = if next.len() > 1 { next.chunks(1).flat_map(levels).collect() } else { Vec::new() };
     (levels(next), alone)
+}
+
+/// Infers types where more than what patches brought with them can follow: where something is not known.
+fn learn(graph: &mut Graph) {
+    let is_known = |v| graph.tensor_type(v).is_some_and(|ty| ty.elements().is_some());
+    if graph.has_bodies() || !graph.values().all(is_known) {
+        infer::infer_graph(graph);
+    } else {
+        debug_assert!({
+            let mut learned = graph.clone();
+            infer::infer_graph(&mut learned);
+            graph.values().all(|v| graph.value(v).ty == learned.value(v).ty)
+        });
+    }
 }
 
 fn key_of(pass: &'static str, graph: &Graph, offer: &Offer) -> Option<Key> {
@@ -1056,7 +1107,7 @@ mod tests {
     }
 
     impl<F: Fn(&Taken, &Effort) -> Trial + Sync> Trials for Told<F> {
-        fn attempt(&self, taken: &Taken, effort: &Effort) -> Option<Trial> {
+        fn attempt(&self, taken: &Taken, effort: &Effort, _: bool) -> Option<Trial> {
             Some(Trial { taken: taken.clone(), ..(self.trial)(taken, effort) })
         }
 
@@ -1080,7 +1131,7 @@ mod tests {
         ideal: Option<&dyn Trials>,
     ) -> Vec<String> {
         let trials = Told { offers: offers.to_vec(), first, trial };
-        let start = trials.attempt(&Taken::new(), &QUICK).unwrap();
+        let start = trials.attempt(&Taken::new(), &QUICK, false).unwrap();
         let mut search = Search::new(&trials, &start, None, 1.0);
         search.ideal = ideal;
         search.run(start.clone()).taken.into_keys().map(|(_, name)| name).collect()
@@ -1095,6 +1146,7 @@ mod tests {
             ops: 1,
             least_bytes: 0,
             refused: BTreeMap::new(),
+            on_ideal: None,
         }
     }
 
@@ -1183,6 +1235,30 @@ mod tests {
             (taken.len(), refused),
             (0, vec!["'s': it would take more arithmetic than allowed".to_string()])
         );
+    }
+
+    #[test]
+    fn a_trial_on_ideal_kernels_is_the_same_that_comes_with_another() {
+        let model = parse_model(SUMS).unwrap();
+        let (names, options) = (Names::of(&model), Options::default());
+        let offers = Offers::new(vec![&Unroll], Vec::new(), &options, true);
+        let ideal =
+            Offers { offering: vec![&Unroll], lowering: Vec::new(), kernels: Kernels::Ideal, ..offers };
+        let found = offers.found(&model.graph);
+        let on_ideal =
+            TrialsOf { offers: &ideal, ideal: None, graph: &model.graph, names: &names, found: &found };
+        let trials = TrialsOf { offers: &offers, ideal: Some(&on_ideal), ..on_ideal };
+        for level in 0..3 {
+            let taken = Taken::from([(("unroll", "s".to_string()), level)]);
+            let peaks = |trial: &Trial| trial.peaks.clone();
+            let both = trials.attempt(&taken, &QUICK, true).unwrap();
+            let alone = [&trials, &on_ideal].map(|trials| trials.attempt(&taken, &QUICK, false).unwrap());
+            assert_eq!(
+                [&both, both.on_ideal.as_ref().unwrap()].map(peaks),
+                [&alone[0], &alone[1]].map(peaks)
+            );
+            assert_ne!(peaks(&alone[0]), peaks(&alone[1]));
+        }
     }
 
     #[test]
