@@ -205,10 +205,11 @@ impl<'a> Offers<'a> {
             ..*self
         };
         let on_ideal = TrialsOf { offers: &ideal, ideal: None, graph, names, found: &found };
-        let trials = TrialsOf { offers: self, ideal: Some(&on_ideal), ..on_ideal };
+        let ideal = self.planning.target.domain().is_none().then_some(&on_ideal);
+        let trials = TrialsOf { offers: self, ideal, ..on_ideal };
         let Some(start) = trials.attempt(&Taken::new(), &QUICK, false) else { return chosen };
         let mut search = Search::new(&trials, &start, self.budget_bytes, self.max_flops_ratio);
-        search.ideal = self.planning.target.domain().is_none().then_some(&on_ideal);
+        search.ideal = ideal.map(|trials| trials as &dyn Trials);
         let best = search.run(start);
         let Search { useless, mut reasons, .. } = search;
         reasons.extend(useless);
@@ -330,7 +331,7 @@ trait Trials: Sync {
 /// Trials of what is offered for a graph.
 struct TrialsOf<'a> {
     offers: &'a Offers<'a>,
-    /// The same for ideal kernels.
+    /// The same for ideal kernels, where a search for those may lead further.
     ideal: Option<&'a TrialsOf<'a>>,
     graph: &'a Graph,
     names: &'a Names,
