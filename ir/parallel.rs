@@ -28,6 +28,29 @@ pub fn processors() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+/// The threads that stay; `None` within one: what is shared within a share of work is not shared again.
+fn shared() -> Option<&'static ThreadPool> {
+    if rayon::current_thread_index().is_some() {
+        return None;
+    }
+    POOL.get_or_init(|| pool_of(processors().min(MOST_THREADS))).as_ref()
+}
+
+/// Does one thing here and the other at the same time, if another processor is there for it.
+///
+/// # Panics
+/// Where one of them does.
+pub fn join<A, B: Send>(here: impl FnOnce() -> A, there: impl FnOnce() -> B + Send) -> (A, B) {
+    let Some(pool) = shared().filter(|_| processors() > 1) else { return (here(), there()) };
+    let (sender, receiver) = mpsc::channel();
+    let made = pool.in_place_scope(|scope| {
+        // Who would receive it waits for this scope to end.
+        scope.spawn(move |_| drop(sender.send(there())));
+        here()
+    });
+    (made, receiver.recv().expect("a scope ends when all in it has"))
+}
+
 /// Makes something of each item, on several processors, and hands it over in the order of the items until told to break.
 /// What was made of later items by then is dropped, so what comes of it is the same on any machine.
 ///
@@ -51,20 +74,14 @@ pub fn in_order_on<T: Sync, R: Send, B>(
     make: impl Fn(&T) -> R + Sync,
     mut take: impl FnMut(&T, R) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
-    // What is shared within a thread of a pool is not shared again.
-    let is_share = rayon::current_thread_index().is_some();
-    let threads = if is_share { 1 } else { threads.min(items.len()) };
+    let threads = threads.min(items.len());
     let own;
-    let pool = if threads < 2 {
-        None
-    } else {
-        match POOL.get_or_init(|| pool_of(processors().min(MOST_THREADS))) {
-            Some(pool) if threads <= pool.current_num_threads() => Some(pool),
-            _ => {
-                own = pool_of(threads);
-                own.as_ref()
-            }
+    let pool = match shared().filter(|_| threads > 1) {
+        Some(pool) if threads > pool.current_num_threads() => {
+            own = pool_of(threads);
+            own.as_ref()
         }
+        pool => pool,
     };
     let Some(pool) = pool else {
         return items.iter().try_for_each(|item| take(item, make(item)));
@@ -166,6 +183,20 @@ mod tests {
             )
         };
         assert_eq!(in_order_on(2, &[(); 2], nested, |_, inner| inner), ControlFlow::Continue(()));
+    }
+
+    #[test]
+    fn two_things_are_done_here_and_elsewhere() {
+        let here = thread::current().id();
+        let (first, second) = join(|| thread::current().id(), || thread::current().id());
+        assert_eq!(first, here);
+        assert_eq!(second == here, processors() == 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "there")]
+    fn a_panic_elsewhere_does_not_get_lost() {
+        join(|| (), || panic!("there"));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //!
 //! - **Operator**: while `v` runs, its operands, its results and its scratch memory are there. A result that could take
 //!   over an operand in some order counts nothing.
+//! - **Settled**: where every other operator comes before `v` or after it whatever the order, as in a chain and where
+//!   branches meet, what has run when `v` starts is the same in all orders, and so is what `v` needs.
 //! - **Forced**: besides, every buffer that an ancestor of `v` creates and that stays to the end or that a descendant
 //!   of `v` reads. An operand with such a reader does not die at `v`.
 //! - **Cut**: when `v` starts, the operators that have run are some down-set `D` that has all ancestors of `v` and not
@@ -28,6 +30,29 @@ pub fn operator(problem: &Problem) -> u64 {
         there + op.scratch - saved(problem, v, |_| true)
     };
     (0..problem.len()).map(needs).max().unwrap_or(0)
+}
+
+/// The settled bound, in bytes; `needs` is the [profile](Problem::profile) of the order of the file. Takes time in the
+/// number of operators and readings.
+///
+/// All that stand before `v` come before it if `v` is the only one up to there that nothing up to there waits for: from
+/// any operator, going on to one that waits for it ends there. What stands after `v` is the same read backwards.
+pub fn settled(problem: &Problem, needs: &[u64]) -> u64 {
+    let n = problem.len();
+    // For each operator, how many find in it the first that waits for them, and the last that they wait for.
+    let (mut first_for, mut last_for) = (vec![0usize; n], vec![0usize; n]);
+    problem.successors.iter().filter_map(|after| after.first()).for_each(|&v| first_for[v as usize] += 1);
+    problem.ops.iter().filter_map(|op| op.after.last()).for_each(|&v| last_for[v] += 1);
+    let alone = |waiting: &mut usize, done: usize| {
+        *waiting = *waiting + 1 - done;
+        *waiting == 1
+    };
+    let mut open = 0;
+    let is_end: Vec<bool> = first_for.into_iter().map(|done| alone(&mut open, done)).collect();
+    let mut open = 0;
+    let starts = last_for.into_iter().enumerate().rev().filter(|&(_, done)| alone(&mut open, done));
+    let settled = starts.filter(|&(v, _)| is_end[v]).map(|(v, _)| needs[v]).max();
+    settled.unwrap_or(0).max(operator(problem))
 }
 
 /// The forced bound, in bytes. Takes time in the number of operators times that of readings.

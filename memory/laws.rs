@@ -134,8 +134,9 @@ fn the_order_found_is_the_best_of_all_and_no_bound_exceeds_it() {
         assert_eq!((p.peak(&found.order), found.certificate()), (found.peak_bytes, Certificate::Optimal));
         assert_eq!(found.peak_bytes, best, "{p:?}");
         let file: Vec<usize> = (0..p.len()).collect();
-        let bounds = [bound::operator(&p), bound::forced(&p), bound::cut(&p, &file, u64::MAX)];
-        assert!(bounds.is_sorted() && bounds[2] <= best, "{bounds:?} {best} {p:?}");
+        let settled = bound::settled(&p, &p.profile(&file));
+        let bounds = [bound::operator(&p), settled, bound::forced(&p), bound::cut(&p, &file, u64::MAX)];
+        assert!(bounds.is_sorted() && bounds[3] <= best, "{bounds:?} {best} {p:?}");
         for heuristic in Heuristic::ALL {
             let order = heuristic.order(&p);
             assert!(p.is_order(&order), "{heuristic:?}");
@@ -143,6 +144,27 @@ fn the_order_found_is_the_best_of_all_and_no_bound_exceeds_it() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn an_operator_is_settled_where_every_other_comes_before_it_or_after_it() {
+    let mut settled = 0;
+    each(6_000, |u| {
+        let p = random(u, 1, 9)?;
+        let mut before = vec![0u32; p.len()];
+        for v in 0..p.len() {
+            before[v] = p.ops[v].after.iter().map(|&u| before[u] | 1 << u).fold(0, |all, set| all | set);
+        }
+        let is_related = |u: usize, v: usize| u == v || before[v] >> u & 1 == 1 || before[u] >> v & 1 == 1;
+        // What no bound of the operators alone comes to.
+        let needs: Vec<u64> = (0..p.len() as u64).map(|v| 1000 + v).collect();
+        let last = (0..p.len()).rev().find(|&v| (0..p.len()).all(|u| is_related(u, v)));
+        let expected = last.map_or(bound::operator(&p), |v| needs[v]);
+        assert_eq!(bound::settled(&p, &needs), expected, "{p:?}");
+        settled += usize::from(last.is_some());
+        Ok(())
+    });
+    assert!((1_000..5_000).contains(&settled), "{settled}");
 }
 
 #[test]

@@ -152,7 +152,7 @@ struct Driver<'a> {
 impl Driver<'_> {
     /// Moving operators back and forth, or taking anchors out and putting them in again, is no edit; leaving them out
     /// is one.
-    fn settle_order(&mut self, came_as: &[String], graph: &Graph) {
+    fn settle_order(&mut self, came_as: &str, graph: &Graph) {
         let movers = [schedule_for_memory::ScheduleForMemory.name(), order_anchors::OrderAnchors.name()];
         let others: u64 =
             self.logs.iter().filter(|(name, _)| !movers.contains(name)).map(|(_, log)| log.rewrites).sum();
@@ -253,15 +253,19 @@ impl Driver<'_> {
 }
 
 /// The operators of a graph and its bodies in order, by name, type and results.
-fn layout(graph: &Graph) -> Vec<String> {
-    let mut lines = Vec::new();
+fn layout(graph: &Graph) -> String {
+    let mut all = String::new();
     for id in order_of(graph) {
         let op = graph.op(id);
-        let results: Vec<&str> = op.results().map(|v| graph.value(v).name.as_str()).collect();
-        lines.push(format!("{} {} {}", op.name, op.op_type, results.join(" ")));
-        op.bodies().for_each(|body| lines.extend(layout(body)));
+        let results = op.results().map(|v| graph.value(v).name.as_str());
+        for word in [op.name.as_str(), &op.op_type].into_iter().chain(results) {
+            all.push_str(word);
+            all.push('\0');
+        }
+        all.push('\n');
+        op.bodies().for_each(|body| all.push_str(&layout(body)));
     }
-    lines
+    all
 }
 
 /// Bodies first: what they capture may end there.

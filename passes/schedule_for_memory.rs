@@ -37,7 +37,7 @@
 //! }
 //! ```
 
-use dmopt_ir::{OpId, Patch, Rewriter, Safety};
+use dmopt_ir::{OpId, Patch, Rewriter, Safety, parallel};
 use dmopt_memory::ort::Timeline;
 use dmopt_memory::{Found, Limits, Scheduling, Unknown, Weight, polish, search};
 
@@ -136,9 +136,15 @@ struct Best {
 }
 
 fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unknown> {
-    let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
-    let found = search(scheduling.problem(), &effort.search);
-    let stands = sized.timelines_in(order)?;
+    let (found, stands) = parallel::join(
+        || {
+            let scheduling = Scheduling::new(sized.graph(), sized.kernels())?;
+            let found = search(scheduling.problem(), &effort.search);
+            Ok((scheduling, found))
+        },
+        || sized.timelines_in(order),
+    );
+    let ((scheduling, found), stands) = (found?, stands?);
     let before_bytes = stands[0].peak_bytes;
     // What is in memory in another order, where that is lower.
     let lower = |better: &[OpId], than: u64| -> Result<Option<Vec<Timeline>>, Unknown> {

@@ -173,8 +173,10 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         _ => Some(options.runtimes.find()?),
     };
     ir::infer::infer_graph(&mut original.graph);
-    let lacking = room::lacking(&original.graph, &options.sizes);
-    let found = found.map(|found| lacking.map_or(found, runtimes::Found::refuse));
+    let found = found.map(|found| match room::lacking(&original.graph, &options.sizes) {
+        Some(lacking) => runtimes::Found::refuse(lacking),
+        None => found,
+    });
     let mut options = options.clone();
     let version = found.as_ref().and_then(|found| found.ort.as_ref()?.version());
     options.onnxruntime = options.onnxruntime.or(version);
@@ -183,7 +185,9 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
 
     let mut model = original.clone();
-    let outcome = rewrite(&mut model, source, options)?;
+    let (outcome, before) =
+        ir::parallel::join(|| rewrite(&mut model, source, options), || open.peak(&original.graph, None));
+    let outcome = outcome?;
     let mut check = runtime::Options {
         seed: options.seed,
         pins: report::pins(&original.graph, &options.sizes),
@@ -195,6 +199,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     ort.iter().for_each(|_| say(Stage::Measure));
     let weigh = |model: &Model| match ort {
         Some(ort) => choose::measured_peak(ort, source, model, &check).ok(),
+        None if std::ptr::eq(model, &original) => before.clone().ok(),
         None => open.peak(&model.graph, None).ok(),
     };
     candidate = choose::lightest(&weigh, source, &original, candidate, options)?;

@@ -104,22 +104,26 @@ pub fn search(problem: &Problem, limits: &Limits) -> Found {
 
 /// The best of the heuristics, as far as it takes to meet the bound that costs nothing.
 fn start(problem: &Problem) -> Found {
-    let lower_bound_bytes = bound::operator(problem);
-    let mut found = Found { order: Vec::new(), peak_bytes: u64::MAX, lower_bound_bytes, states: 0 };
+    // The first is the order of the file, which is good enough often.
+    let [first, others @ ..] = &Heuristic::ALL;
+    let order = first.order(problem);
+    let needs = problem.profile(&order);
+    let lower_bound_bytes = bound::settled(problem, &needs);
+    let peak_bytes = needs.into_iter().max().unwrap_or(0);
+    let mut found = Found { order, peak_bytes, lower_bound_bytes, states: 0 };
+    if found.is_optimal() {
+        return found;
+    }
     let make = |heuristic: &Heuristic| {
         let order = heuristic.order(problem);
         (problem.peak(&order), order)
     };
-    let mut take = |_: &Heuristic, (peak, order)| {
+    let take = |_: &Heuristic, (peak, order)| {
         found.take(peak, order);
         if found.is_optimal() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    // The first is the order of the file, which is good enough often.
-    let [first, others @ ..] = &Heuristic::ALL;
     let threads = if problem.len() < WORTH_THREADS { 1 } else { parallel::processors() };
-    if take(first, make(first)).is_continue() {
-        let _ = parallel::in_order_on(threads, others, make, take);
-    }
+    let _ = parallel::in_order_on(threads, others, make, take);
     found
 }
 
