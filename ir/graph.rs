@@ -30,8 +30,8 @@ pub struct Graph {
     outputs: Vec<ValueId>,
     extra: Bytes,
     dropped_edges: usize,
-    /// Nothing has changed since [`Graph::compact`] that it would put right.
-    is_compact: bool,
+    /// The order, from [`Graph::compact`] to the next change: every pass asks for it.
+    settled: Option<Vec<OpId>>,
     births: u64,
 }
 
@@ -271,6 +271,9 @@ impl Graph {
     /// # Errors
     /// An operator on a cycle. A built and rewritten graph has none.
     pub fn order(&self) -> Result<Vec<OpId>, OpId> {
+        if let Some(order) = &self.settled {
+            return Ok(order.clone());
+        }
         let key = |id: OpId| ((self.op(id).rank, self.op(id).born), id);
         let live = || {
             let live = self.ops.edge_references().filter(|edge| edge.weight().live);
@@ -279,9 +282,6 @@ impl Graph {
         // Mostly nothing stands before what it waits for.
         let mut order: Vec<OpId> = self.ops().collect();
         order.sort_unstable_by_key(|&id| key(id));
-        if self.is_compact {
-            return Ok(order);
-        }
         let mut place = vec![0u32; self.op_bound()];
         order.iter().zip(0..).for_each(|(id, at)| place[id.index()] = at);
         if live().all(|(from, to)| place[from] < place[to]) {
@@ -356,7 +356,7 @@ impl Graph {
     }
 
     pub(crate) fn op_mut(&mut self, id: OpId) -> &mut Op {
-        self.is_compact = false;
+        self.settled = None;
         &mut self.ops[id.node()]
     }
 
@@ -369,7 +369,7 @@ impl Graph {
 
     /// Adds an operator; its results must exist as values that nothing defines.
     pub(crate) fn insert_op(&mut self, mut op: Op) -> OpId {
-        self.is_compact = false;
+        self.settled = None;
         op.captures = captures_of(&op);
         op.born = self.births;
         self.births += 1;
@@ -477,10 +477,11 @@ impl Graph {
 
     /// Frees the ids of erased operators and the edges of uses that are gone, and numbers ranks by position.
     pub(crate) fn compact(&mut self) -> Result<(), OpId> {
-        if self.is_compact {
+        if self.settled.is_some() {
             return Ok(());
         }
-        for (rank, id) in self.order()?.into_iter().enumerate() {
+        let order = self.order()?;
+        for (rank, &id) in order.iter().enumerate() {
             self.op_mut(id).rank = rank as u64;
         }
         if self.dropped_edges > 0 {
@@ -497,7 +498,7 @@ impl Graph {
             self.dropped_edges = 0;
         }
         self.ops.retain_nodes(|ops, n| !ops[n].erased);
-        self.is_compact = true;
+        self.settled = Some(order);
         Ok(())
     }
 
@@ -509,7 +510,7 @@ impl Graph {
     }
 
     fn link(&mut self, value: ValueId, at: Use) {
-        self.is_compact = false;
+        self.settled = None;
         let Value { def, uses, .. } = &mut self.values[value.index()];
         let Entry::Vacant(place) = uses.entry(at) else { return };
         let edge = match def {
@@ -523,7 +524,7 @@ impl Graph {
     }
 
     fn unlink(&mut self, value: ValueId, at: Use) {
-        self.is_compact = false;
+        self.settled = None;
         if let Some(Some(edge)) = self.value_mut(value).uses.swap_remove(&at) {
             self.ops[edge].live = false;
             self.dropped_edges += 1;

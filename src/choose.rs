@@ -26,11 +26,13 @@ pub(crate) struct Candidate {
     pub measured: Vec<Arrangement>,
     /// What the original and this model weigh, if that was asked.
     pub weights: Option<[u64; 2]>,
+    /// What is written for it, if that was made already.
+    pub proto: Option<onnx::schema::ModelProto>,
 }
 
 impl Candidate {
     pub fn new(model: Model, outcome: Outcome) -> Candidate {
-        Candidate { model, outcome, measured: Vec::new(), weights: None }
+        Candidate { model, outcome, measured: Vec::new(), weights: None, proto: None }
     }
 
     /// The figures were not measured but are those of a plan: no column of the report has them, a remark says what came
@@ -110,8 +112,11 @@ pub(crate) fn lightest(
     let promise = |outcome: &Outcome| outcome.main_schedule().map_or(0, |schedule| schedule.after_bytes);
     let promised = promise(&first.outcome);
     let is_best = first.outcome.main_schedule().is_none_or(Schedule::is_optimal);
-    let Some(bytes) = weigh(&first.model) else { return Ok(first) };
-    let Some(before) = weigh(original) else { return Ok(first) };
+    let weights = first.weights.or_else(|| {
+        let bytes = weigh(&first.model)?;
+        Some([weigh(original)?, bytes])
+    });
+    let Some([before, bytes]) = weights else { return Ok(first) };
     let mut measured = vec![Arrangement { operators: "in the order found".to_string(), bytes }];
     let all: Vec<&'static str> = PIPELINE.iter().map(|pass| pass.name()).collect();
     let others: Vec<&'static str> = all.iter().copied().filter(|name| !ORDER.contains(name)).collect();

@@ -153,6 +153,8 @@ pub enum Stage<'a> {
 pub struct Optimized {
     /// What was done and found.
     pub report: Report,
+    /// The model that was read, with inferred types.
+    pub original: Model,
     /// The model that was written, with inferred types.
     pub model: Model,
 }
@@ -199,14 +201,25 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     ort.iter().for_each(|_| say(Stage::Measure));
     let weigh = |model: &Model| match ort {
         Some(ort) => choose::measured_peak(ort, source, model, &check).ok(),
-        None if std::ptr::eq(model, &original) => before.clone().ok(),
         None => open.peak(&model.graph, None).ok(),
     };
+    let export = |model: &Model| {
+        onnx::export(model, &onnx::ExportOptions::default())
+            .map_err(|cause| Error::Export { file: source.name.clone(), cause })
+    };
+    if ort.is_none() {
+        let (after, proto) = ir::parallel::join(
+            || open.peak(&candidate.model.graph, None),
+            || candidate.outcome.safety.map(|_| export(&candidate.model)).transpose(),
+        );
+        candidate.weights = before.ok().zip(after.ok()).map(Into::into);
+        candidate.proto = proto?;
+    }
     candidate = choose::lightest(&weigh, source, &original, candidate, options)?;
     if ort.is_none() {
         candidate.weighed_by_plan();
     }
-    let Candidate { model, mut outcome, measured, weights } = candidate;
+    let Candidate { model, mut outcome, measured, weights, proto } = candidate;
     if let (Some(budget), Some(schedule)) = (options.budget_bytes, outcome.main_schedule())
         && schedule.after_bytes > budget
     {
@@ -227,9 +240,11 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
 
     say(Stage::Write);
     // Types that were inferred on the way are no reason to write another file than came in.
-    let untouched = outcome.safety.is_none().then(|| source.model()).transpose()?;
-    let candidate = onnx::export(untouched.as_ref().unwrap_or(&model), &onnx::ExportOptions::default())
-        .map_err(|cause| Error::Export { file: source.name.clone(), cause })?;
+    let candidate = match (outcome.safety, proto) {
+        (None, _) => export(&source.model()?)?,
+        (Some(_), Some(proto)) => proto,
+        (Some(_), None) => export(&model)?,
+    };
     let original_file = source.file();
     let prove = found.as_ref().map(|found| {
         |result: &runtime::ModelFile| {
@@ -250,7 +265,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let predicted = open.predict(&original, &model, decided, weights.filter(|_| ort.is_none()));
     let report = Report::new(source, &original, &model, &outcome, &placed, predicted, measured);
     match placed.verdict {
-        Verdict::InPlace => Ok(Optimized { report, model }),
+        Verdict::InPlace => Ok(Optimized { report, original, model }),
         Verdict::Rejected { kept } => Err(Error::OutputsDiffer { report: Box::new(report), kept }),
         Verdict::Withheld => Err(Error::NotValidated { report: Box::new(report) }),
     }
