@@ -57,7 +57,8 @@ UNWRITTEN = "dmopt to /dev/null"
 ALONE = "the same, simplifying alone"
 # What the other optimizers do; the search for what lowers memory is left out.
 SIMPLIFYING = (
-    "drop-dead,fold-constants,resolve-reshape,dedupe-initializers,common-subexpressions,fuse-layer-affine,fold-batch-norm"
+    "drop-dead,fold-constants,resolve-reshape,dedupe-initializers,common-subexpressions,"
+    "fuse-layer-affine,fold-batch-norm"
 )
 # What a process had in memory before it became another program counts as that program's: this script must not be it.
 LAUNCHER = (
@@ -189,7 +190,8 @@ def main() -> int:
         meaning = (__doc__ or "").split("\n\n")[2].split("beside it. ")[1].replace("\n", " ")
         about = f"""On {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()} dmopt runs as
 `dmopt optimize IN OUT --no-validate`, with all passes, most of which look for what lowers memory, as none of the others
-does; to /dev/null it writes no weights, which the others do. Simplifying alone, as they do, is `--passes {SIMPLIFYING}`.
+does; to /dev/null it writes no weights, which the others do. Simplifying alone, as they do, is
+`--passes {SIMPLIFYING}`.
 The copy is what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX. How time
 grows with graphs of other shapes stands in [scaling.md](scaling.md)."""
         text = f"""# Benchmarks

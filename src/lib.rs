@@ -186,9 +186,13 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let open = report::OpenSizes::of(&original.graph, &options.sizes, options.target.kernels())
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
 
-    let mut model = original.clone();
-    let (outcome, before) =
-        ir::parallel::join(|| rewrite(&mut model, source, options), || open.peak(&original.graph, None));
+    let ort = found.as_ref().and_then(|found| found.ort.as_deref());
+    // What the plan says of the original is asked for where no runtime is.
+    let (alone, mut model) = (ort.is_none(), original.clone());
+    let (outcome, before) = ir::parallel::join(
+        || rewrite(&mut model, source, options),
+        || alone.then(|| open.peak(&original.graph, None).ok()).flatten(),
+    );
     let outcome = outcome?;
     let mut check = runtime::Options {
         seed: options.seed,
@@ -197,7 +201,6 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         ..runtime::Options::default()
     };
     let mut candidate = Candidate::new(model, outcome);
-    let ort = found.as_ref().and_then(|found| found.ort.as_deref());
     ort.iter().for_each(|_| say(Stage::Measure));
     let weigh = |model: &Model| match ort {
         Some(ort) => choose::measured_peak(ort, source, model, &check).ok(),
@@ -207,16 +210,16 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         onnx::export(model, &onnx::ExportOptions::default())
             .map_err(|cause| Error::Export { file: source.name.clone(), cause })
     };
-    if ort.is_none() {
+    if alone {
         let (after, proto) = ir::parallel::join(
             || open.peak(&candidate.model.graph, None),
             || candidate.outcome.safety.map(|_| export(&candidate.model)).transpose(),
         );
-        candidate.weights = before.ok().zip(after.ok()).map(Into::into);
+        candidate.weights = before.zip(after.ok()).map(Into::into);
         candidate.proto = proto?;
     }
     candidate = choose::lightest(&weigh, source, &original, candidate, options)?;
-    if ort.is_none() {
+    if alone {
         candidate.weighed_by_plan();
     }
     let Candidate { model, mut outcome, measured, weights, proto } = candidate;
@@ -262,7 +265,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let placed = place(candidate, source, target, prove, require)?;
     let decided = placed.proof.as_ref().and_then(Proof::deciding);
     // Without ONNX Runtime, weights are predictions.
-    let predicted = open.predict(&original, &model, decided, weights.filter(|_| ort.is_none()));
+    let predicted = open.predict(&original, &model, decided, weights.filter(|_| alone));
     let report = Report::new(source, &original, &model, &outcome, &placed, predicted, measured);
     match placed.verdict {
         Verdict::InPlace => Ok(Optimized { report, original, model }),
