@@ -30,8 +30,8 @@ pub struct Graph {
     outputs: Vec<ValueId>,
     extra: Bytes,
     dropped_edges: usize,
-    /// The order, from [`Graph::compact`] to the next change: every pass asks for it.
-    settled: Option<Vec<OpId>>,
+    /// The order, from [`Graph::compact`] to the next change of an operator: every pass asks for it.
+    known_order: Option<Vec<OpId>>,
     births: u64,
 }
 
@@ -271,7 +271,7 @@ impl Graph {
     /// # Errors
     /// An operator on a cycle. A built and rewritten graph has none.
     pub fn order(&self) -> Result<Vec<OpId>, OpId> {
-        if let Some(order) = &self.settled {
+        if let Some(order) = &self.known_order {
             return Ok(order.clone());
         }
         let key = |id: OpId| ((self.op(id).rank, self.op(id).born), id);
@@ -356,7 +356,7 @@ impl Graph {
     }
 
     pub(crate) fn op_mut(&mut self, id: OpId) -> &mut Op {
-        self.settled = None;
+        self.known_order = None;
         &mut self.ops[id.node()]
     }
 
@@ -369,7 +369,7 @@ impl Graph {
 
     /// Adds an operator; its results must exist as values that nothing defines.
     pub(crate) fn insert_op(&mut self, mut op: Op) -> OpId {
-        self.settled = None;
+        self.known_order = None;
         op.captures = captures_of(&op);
         op.born = self.births;
         self.births += 1;
@@ -477,7 +477,7 @@ impl Graph {
 
     /// Frees the ids of erased operators and the edges of uses that are gone, and numbers ranks by position.
     pub(crate) fn compact(&mut self) -> Result<(), OpId> {
-        if self.settled.is_some() {
+        if self.known_order.is_some() {
             return Ok(());
         }
         let order = self.order()?;
@@ -498,7 +498,7 @@ impl Graph {
             self.dropped_edges = 0;
         }
         self.ops.retain_nodes(|ops, n| !ops[n].erased);
-        self.settled = Some(order);
+        self.known_order = Some(order);
         Ok(())
     }
 
@@ -510,7 +510,7 @@ impl Graph {
     }
 
     fn link(&mut self, value: ValueId, at: Use) {
-        self.settled = None;
+        self.known_order = None;
         let Value { def, uses, .. } = &mut self.values[value.index()];
         let Entry::Vacant(place) = uses.entry(at) else { return };
         let edge = match def {
@@ -524,7 +524,7 @@ impl Graph {
     }
 
     fn unlink(&mut self, value: ValueId, at: Use) {
-        self.settled = None;
+        self.known_order = None;
         if let Some(Some(edge)) = self.value_mut(value).uses.swap_remove(&at) {
             self.ops[edge].live = false;
             self.dropped_edges += 1;

@@ -41,7 +41,7 @@ fn shared() -> Option<&'static ThreadPool> {
 /// # Panics
 /// Where one of them does.
 pub fn join<A, B: Send>(here: impl FnOnce() -> A, there: impl FnOnce() -> B + Send) -> (A, B) {
-    let Some(pool) = shared().filter(|_| processors() > 1) else { return (here(), there()) };
+    let Some(pool) = (processors() > 1).then(shared).flatten() else { return (here(), there()) };
     let (sender, receiver) = mpsc::channel();
     let made = pool.in_place_scope(|scope| {
         // Who would receive it waits for this scope to end.
@@ -76,7 +76,7 @@ pub fn in_order_on<T: Sync, R: Send, B>(
 ) -> ControlFlow<B> {
     let threads = threads.min(items.len());
     let own;
-    let pool = match shared().filter(|_| threads > 1) {
+    let pool = match (threads > 1).then(shared).flatten() {
         Some(pool) if threads > pool.current_num_threads() => {
             own = pool_of(threads);
             own.as_ref()

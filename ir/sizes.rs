@@ -97,7 +97,8 @@ impl Graph {
                 ty.put_in(dims);
             }
         }
-        for op in self.ops().collect::<Vec<_>>() {
+        let with_bodies = self.ops().filter(|&op| self.op(op).bodies().next().is_some());
+        for op in with_bodies.collect::<Vec<_>>() {
             self.op_mut(op).bodies_mut().for_each(|body| body.put_in(dims));
         }
     }

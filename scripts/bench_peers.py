@@ -54,7 +54,7 @@ PEERS = {
 }
 COPY = "cp and fsync"
 UNWRITTEN = "dmopt to /dev/null"
-ALONE = "the same, simplifying alone"
+ALONE = "dmopt simplifying alone"
 # What the other optimizers do; the search for what lowers memory is left out.
 SIMPLIFYING = (
     "drop-dead,fold-constants,resolve-reshape,dedupe-initializers,common-subexpressions,"
@@ -190,7 +190,7 @@ def main() -> int:
         meaning = (__doc__ or "").split("\n\n")[2].split("beside it. ")[1].replace("\n", " ")
         about = f"""On {where}, with {versions}, Python {platform.python_version()}. {meaning.strip()} dmopt runs as
 `dmopt optimize IN OUT --no-validate`, with all passes, most of which look for what lowers memory, as none of the others
-does; to /dev/null it writes no weights, which the others do. Simplifying alone, as they do, is
+does; to /dev/null it writes no weights, which the others do. Simplifying alone, as they do, and to /dev/null, is
 `--passes {SIMPLIFYING}`.
 The copy is what moving the bytes costs. onnxruntime writes what its level `basic` leaves, which is plain ONNX. How time
 grows with graphs of other shapes stands in [scaling.md](scaling.md)."""

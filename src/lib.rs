@@ -218,7 +218,10 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         candidate.weights = before.zip(after.ok()).map(Into::into);
         candidate.proto = proto?;
     }
-    candidate = choose::lightest(&weigh, source, &original, candidate, options)?;
+    // Where it is not known what they need, there is nothing to choose by.
+    if !alone || candidate.weights.is_some() {
+        candidate = choose::lightest(&weigh, source, &original, candidate, options)?;
+    }
     if alone {
         candidate.weighed_by_plan();
     }

@@ -429,7 +429,8 @@ impl Graph {
                 each_dim_mut(ty, &mut substitute);
             }
         }
-        for op in self.ops().collect::<Vec<_>>() {
+        let with_bodies = self.ops().filter(|&op| self.op(op).bodies().next().is_some());
+        for op in with_bodies.collect::<Vec<_>>() {
             self.op_mut(op).bodies_mut().for_each(|body| body.substitute_dims(sizes));
         }
     }

@@ -10,7 +10,9 @@ use dmopt::html_report::Content;
 use dmopt::ir::infer::infer_graph;
 use dmopt::ir::{Model, text};
 use dmopt::runtime::Ep;
-use dmopt::{Anchors, MemoryOptions, MemoryReport, Options, Report, Source, Stage, Target, Validate, With};
+use dmopt::{
+    Anchors, MemoryOptions, MemoryReport, Optimized, Options, Report, Source, Stage, Target, Validate, With,
+};
 use dmopt::{passes, triton};
 
 use super::progress::Progress;
@@ -279,7 +281,7 @@ impl Optimize {
         };
         let told = report.map_or(Ok(()), |report| {
             self.tell(report, &output)?;
-            self.draw(report, &input, done.as_ref().ok().map(|done| &done.model))
+            self.draw(report, &input, done.as_ref().ok())
         });
         let done = done?;
         let but = |what: &str| {
@@ -362,19 +364,20 @@ impl Optimize {
     }
 
     /// Writes the page. A result that was rejected is read from where it was kept.
-    fn draw(&self, report: &Report, input: &Source, model: Option<&Model>) -> anyhow::Result<()> {
+    fn draw(&self, report: &Report, input: &Source, done: Option<&Optimized>) -> anyhow::Result<()> {
         let Some(path) = &self.html else { return Ok(()) };
-        let kept = || -> Result<Model, dmopt::Error> {
-            let mut model = match &report.output.path {
-                Some(path) if Path::new(path).is_file() => Source::open(path.as_ref())?.model()?,
-                _ => input.model()?,
-            };
+        let inferred = |mut model: Model| {
             infer_graph(&mut model.graph);
-            Ok(model)
+            model
         };
-        let mut original = input.model()?;
-        infer_graph(&mut original.graph);
-        let result = model.map_or_else(kept, |model| Ok(model.clone()))?;
+        let kept = || match &report.output.path {
+            Some(path) if Path::new(path).is_file() => Source::open(path.as_ref())?.model(),
+            _ => input.model(),
+        };
+        let (original, result) = match done {
+            Some(Optimized { original, model, .. }) => (original.clone(), model.clone()),
+            None => (inferred(input.model()?), inferred(kept()?)),
+        };
         let memory = self.memory(report, input, &result);
         let content = Content {
             report,
