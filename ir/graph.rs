@@ -360,6 +360,14 @@ impl Graph {
         &mut self.ops[id.node()]
     }
 
+    /// Edits the bodies of all operators.
+    pub(crate) fn each_body_mut(&mut self, mut edit: impl FnMut(&mut Graph)) {
+        let with_bodies = self.ops().filter(|&op| self.op(op).bodies().next().is_some());
+        for op in with_bodies.collect::<Vec<_>>() {
+            self.op_mut(op).bodies_mut().for_each(&mut edit);
+        }
+    }
+
     pub(crate) fn new_value(&mut self, name: String, ty: Option<Type>, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         let (uses, outputs, extra) = (IndexMap::new(), Vec::new(), Bytes::new());

@@ -97,10 +97,7 @@ impl Graph {
                 ty.put_in(dims);
             }
         }
-        let with_bodies = self.ops().filter(|&op| self.op(op).bodies().next().is_some());
-        for op in with_bodies.collect::<Vec<_>>() {
-            self.op_mut(op).bodies_mut().for_each(|body| body.put_in(dims));
-        }
+        self.each_body_mut(|body| body.put_in(dims));
     }
 }
 

@@ -429,10 +429,7 @@ impl Graph {
                 each_dim_mut(ty, &mut substitute);
             }
         }
-        let with_bodies = self.ops().filter(|&op| self.op(op).bodies().next().is_some());
-        for op in with_bodies.collect::<Vec<_>>() {
-            self.op_mut(op).bodies_mut().for_each(|body| body.substitute_dims(sizes));
-        }
+        self.each_body_mut(|body| body.substitute_dims(sizes));
     }
 
     /// Fixes the sizes of an input, outermost first. Where the input names a size, the name gets that size
