@@ -53,6 +53,9 @@ impl Derived {
         let each = each.clamp(1, block.len().max(1));
         debug_assert!(by.len() >= (block.len() / width).div_ceil(each), "a factor for each run");
         let fits = |(run, by): (&[u8], &f64)| {
+            if dtype == DType::F32 && by.is_finite() && all_fit(run, by.abs()) {
+                return true;
+            }
             let (least, most) = magnitudes(dtype, run, smallest, largest);
             by.is_finite() && most * by.abs() <= largest && (*by == 0.0 || least * by.abs() >= smallest)
         };
@@ -184,6 +187,26 @@ impl Scale {
     }
 }
 
+/// True if the products of these elements of f32 with a factor surely have all digits and are finite. This is all that is asked of
+/// nearly every weight, and it is seen many elements at a time: magnitudes of f32 are in the order of their bits, and one
+/// beyond the first or the last that fits makes a difference negative.
+fn all_fit(elements: &[u8], by: f64) -> bool {
+    let first = (f64::from(f32::MIN_POSITIVE) / by) as f32;
+    let last = (f64::from(f32::MAX) / by) as f32;
+    // One more on either side makes up for the rounding of the bounds.
+    let first = first.max(f32::MIN_POSITIVE).next_up();
+    let last = last.min(f32::MAX).next_down();
+    if first > last {
+        return false;
+    }
+    let (first, last) = (first.to_bits() as i32, last.to_bits() as i32);
+    let beyond = elements.as_chunks::<4>().0.iter().fold(0, |beyond, c| {
+        let bits = i32::from_le_bytes(*c) & i32::MAX;
+        beyond | bits.wrapping_sub(first) | last.wrapping_sub(bits)
+    });
+    beyond >= 0
+}
+
 /// The smallest and the largest magnitude of elements, of those that are not below the smallest with all digits, and of
 /// those that are finite.
 fn magnitudes(dtype: DType, elements: &[u8], smallest: f64, largest: f64) -> (f64, f64) {
@@ -257,6 +280,28 @@ mod tests {
         }
         assert!(scaled(DType::F32, &[f64::NAN], 1, &[2.0]).unwrap()[0].is_nan());
         assert_eq!(Derived::scaled(DType::I32, Bytes::from_static(&[1; 4]), 1, vec![1.0]), None);
+    }
+
+    /// Factors near to where the first or the last product gets lost, of elements near to the ends of their type.
+    #[test]
+    fn a_product_is_none_just_where_one_of_its_elements_is_lost() {
+        let (smallest, largest) = (f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX));
+        arbtest::arbtest(|u| {
+            let ends = [smallest, 1.0, largest];
+            let near = |u: &mut arbtest::arbitrary::Unstructured<'_>| {
+                let value = *u.choose(&ends)? as f32;
+                Ok(f64::from(f32::from_bits(value.to_bits().saturating_add_signed(u.int_in_range(-3..=3)?))))
+            };
+            let value = near(u)?;
+            let by = near(u)? / near(u)?;
+            let by = f64::from_bits(by.to_bits().saturating_add_signed(u.int_in_range(-3..=3)?));
+            let (product, is_normal) = (value * by, value >= smallest);
+            let overflows = value.is_finite() && product > largest;
+            let loses_digits = is_normal && by != 0.0 && product < smallest;
+            let fits = by.is_finite() && !overflows && !loses_digits;
+            assert_eq!(scaled(DType::F32, &[value], 1, &[by]).is_some(), fits, "{value} {by}");
+            Ok(())
+        });
     }
 
     #[test]

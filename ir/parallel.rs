@@ -23,9 +23,10 @@ fn pool_of(threads: usize) -> Option<ThreadPool> {
     ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build().ok()
 }
 
-/// How many threads can run at once.
+/// How many threads can run at once. Asking the system takes as long as a small piece of work.
 pub fn processors() -> usize {
-    thread::available_parallelism().map_or(1, NonZero::get)
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 /// The threads that stay; `None` within one: what is shared within a share of work is not shared again.

@@ -83,7 +83,7 @@ impl Pass for KeepCopies {
         if found.is_empty() {
             return;
         }
-        let peak = |graph: &Graph| context.planning.sized(graph).peak_in(&order_of(graph)).ok();
+        let peak = |graph: &Graph| context.planning.sized(graph).plans().ok()?.peak_in(&order_of(graph)).ok();
         let (apart, equal): (Vec<Copy>, Vec<Copy>) = found.into_iter().partition(|copy| copy.words.is_ok());
         let peak_merged = |copies: &[Copy]| peak(&merged(graph, copies)?);
         let with_all = peak_merged(&copies(graph, &order_of(graph), false));

@@ -409,7 +409,7 @@ impl TrialsOf<'_> {
         let order = order_of(&graph);
         let (timelines, least_bytes) = match offers.reorder {
             true => in_better_order(&sized, &order, effort).ok()?,
-            false => (sized.timelines_in(&order).ok()?, u64::MAX),
+            false => (sized.plans().ok()?.timelines_in(&order).ok()?, u64::MAX),
         };
         Some(Planned { graph, timelines, flops, least_bytes })
     }
@@ -1095,7 +1095,8 @@ mod tests {
         let mut model = parse_model(text).unwrap();
         infer::infer_graph(&mut model.graph);
         let planning = Planning::default();
-        let timeline = planning.sized(&model.graph).timeline_in(&order_of(&model.graph)).unwrap();
+        let sized = planning.sized(&model.graph);
+        let timeline = sized.plans().unwrap().timeline_in(&order_of(&model.graph)).unwrap();
         let names = hot(&timeline, &model.graph);
         assert_eq!(["a", "c", "z", "u"].map(|name| names.contains(name)), [true, true, true, false]);
     }

@@ -120,11 +120,12 @@ fn anchored(graph: &Graph, order: &[OpId], planning: &Planning) -> Option<Patch>
         return None;
     }
     let sized = planning.sized(graph);
-    let goal = sized.peak_in(order).ok()?;
-    let mut plans = WORK / order.len().max(1);
+    let plans = sized.plans().ok()?;
+    let goal = plans.peak_in(order).ok()?;
+    let mut left = WORK / order.len().max(1);
     let mut good = |executed: &[OpId]| {
-        plans = plans.checked_sub(1).filter(|&left| left > 0)?;
-        Some(sized.peak_in(executed).is_ok_and(|peak| peak <= goal))
+        left = left.checked_sub(1).filter(|&left| left > 0)?;
+        Some(plans.peak_in(executed).is_ok_and(|peak| peak <= goal))
     };
     let mut patch = Patch::new(Safety::Exact);
     // The first to run stands last.

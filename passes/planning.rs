@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use dmopt_ir::{Def, Graph, OpId, Sizes};
-use dmopt_memory::ort::{self, Order, Settings, Timeline, execution_order};
+use dmopt_memory::ort::{Order, Planner, Settings, Timeline, execution_order};
 use dmopt_memory::{Kernels, Unknown};
 
 /// What a result is for: the operators that it may use, and the kernels that run them.
@@ -162,6 +162,17 @@ impl Sized<'_> {
         Sized { kernels, ..self }
     }
 
+    /// What plans it at each of the sizes.
+    ///
+    /// # Errors
+    /// A body has a cycle.
+    pub(crate) fn plans(&self) -> Result<Plans<'_>, Unknown> {
+        let settings = Settings { kernels: self.kernels, ..Settings::default() };
+        let planner = |sized| Planner::new(self.graph, sized, &settings);
+        let planners = self.sized.iter().map(|sized| planner(sized)).collect::<Result<_, _>>()?;
+        Ok(Plans { graph: self.graph, planners })
+    }
+
     /// Bytes that one run needs at each of the sizes, in a session that orders operators by itself.
     ///
     /// # Errors
@@ -175,12 +186,20 @@ impl Sized<'_> {
     /// # Errors
     /// A size is not known.
     pub(crate) fn peaks_in(&self, order: &[OpId]) -> Result<Vec<u64>, Unknown> {
-        Ok(self.timelines_in(order)?.iter().map(|timeline| timeline.peak_bytes).collect())
+        Ok(self.plans()?.timelines_in(order)?.iter().map(|timeline| timeline.peak_bytes).collect())
     }
+}
 
-    /// The first of [these](Sized::peaks_in).
-    pub(crate) fn peak_in(&self, order: &[OpId]) -> Result<u64, Unknown> {
-        self.timeline_in(order).map(|timeline| timeline.peak_bytes)
+/// Plans of a graph at each of some sizes, in any order.
+pub(crate) struct Plans<'g> {
+    graph: &'g Graph,
+    planners: Vec<Planner<'g>>,
+}
+
+impl Plans<'_> {
+    /// The graph.
+    pub(crate) fn graph(&self) -> &Graph {
+        self.graph
     }
 
     /// What is in memory at each of the sizes, step by step, if operators are executed in this order.
@@ -188,20 +207,27 @@ impl Sized<'_> {
     /// # Errors
     /// A size is not known.
     pub(crate) fn timelines_in(&self, order: &[OpId]) -> Result<Vec<Timeline>, Unknown> {
-        self.sized.iter().map(|sized| self.timeline(sized, order)).collect()
+        self.planners.iter().map(|planner| planner.first_run(self.runs(order))).collect()
     }
 
-    /// What is in memory at the sizes that matter most, step by step, if operators are executed in this order.
+    /// The first of [these](Plans::timelines_in), at the sizes that matter most.
     ///
     /// # Errors
     /// A size is not known.
     pub(crate) fn timeline_in(&self, order: &[OpId]) -> Result<Timeline, Unknown> {
-        self.timeline(self.graph(), order)
+        self.planners[0].first_run(self.runs(order))
     }
 
-    fn timeline(&self, sized: &Graph, order: &[OpId]) -> Result<Timeline, Unknown> {
-        let runs = order.iter().copied().filter(|&id| !self.graph.op(id).is("Constant")).collect();
-        let settings = Settings { kernels: self.kernels, ..Settings::default() };
-        ort::first_run(self.graph, sized, runs, &settings)
+    /// Bytes that one run needs at the sizes that matter most, if operators are executed in this order.
+    ///
+    /// # Errors
+    /// A size is not known.
+    pub(crate) fn peak_in(&self, order: &[OpId]) -> Result<u64, Unknown> {
+        self.timeline_in(order).map(|timeline| timeline.peak_bytes)
+    }
+
+    /// The operators that run.
+    fn runs(&self, order: &[OpId]) -> Vec<OpId> {
+        order.iter().copied().filter(|&id| !self.graph.op(id).is("Constant")).collect()
     }
 }

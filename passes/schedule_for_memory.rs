@@ -42,7 +42,7 @@ use dmopt_memory::ort::Timeline;
 use dmopt_memory::{Found, Limits, Scheduling, Unknown, Weight, polish, search};
 
 use crate::log::{Log, Schedule};
-use crate::planning::Sized;
+use crate::planning::{Plans, Sized};
 use crate::{Context, Pass, operators, order_of};
 
 /// See the header of this file.
@@ -142,22 +142,26 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
             let found = search(scheduling.problem(), &effort.search);
             Ok((scheduling, found))
         },
-        || sized.timelines_in(order),
+        || {
+            let plans = sized.plans()?;
+            let stands = plans.timelines_in(order)?;
+            Ok((plans, stands))
+        },
     );
-    let ((scheduling, found), stands) = (found?, stands?);
+    let ((scheduling, found), (plans, stands)) = (found?, stands?);
     let before_bytes = stands[0].peak_bytes;
     // What is in memory in another order, where that is lower.
     let lower = |better: &[OpId], than: u64| -> Result<Option<Vec<Timeline>>, Unknown> {
         if better == order {
             return Ok(None);
         }
-        let comes = sized.timelines_in(better)?;
+        let comes = plans.timelines_in(better)?;
         let mut both = comes.iter().zip(&stands);
         let is_lower =
             comes[0].peak_bytes < than && both.all(|(comes, stands)| comes.peak_bytes <= stands.peak_bytes);
         Ok(is_lower.then_some(comes))
     };
-    let long = scheduling.order(&polished(sized, &scheduling, &found, effort.planned, (order, &stands[0])));
+    let long = scheduling.order(&polished(&plans, &scheduling, &found, effort.planned, (order, &stands[0])));
     let mut comes = lower(&long, before_bytes)?.map(|timelines| (long, timelines));
     // What is best by the count of the search need not be so in the runtime's plan: there, the little that a trial looked
     // at may be better.
@@ -187,21 +191,21 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
 /// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less
 /// for. The plan of one order is known.
 fn polished(
-    sized: &Sized<'_>,
+    plans: &Plans<'_>,
     scheduling: &Scheduling,
     found: &Found,
     planned: usize,
     (known, plan): (&[OpId], &Timeline),
 ) -> Vec<usize> {
-    let mut plans = planned / operators(sized.graph()).max(1);
+    let mut left = planned / operators(plans.graph()).max(1);
     polish(scheduling.problem(), found.order.clone(), &mut |order| {
-        plans = plans.checked_sub(1)?;
+        left = left.checked_sub(1)?;
         let ops = scheduling.order(order);
-        let new = if ops == known { None } else { Some(sized.timeline_in(&ops).ok()?) };
+        let new = if ops == known { None } else { Some(plans.timeline_in(&ops).ok()?) };
         let timeline = new.as_ref().unwrap_or(plan);
         let peak_bytes = timeline.peak_bytes;
         if peak_bytes <= found.peak_bytes {
-            plans = 0;
+            left = 0;
         }
         let first = timeline.steps.get(timeline.peak_step)?.op;
         let steps = timeline.steps.iter().filter(|step| step.total_bytes() == peak_bytes).count();

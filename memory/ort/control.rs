@@ -24,7 +24,7 @@ type Taken<'t> = &'t dyn Fn(usize) -> bool;
 impl Frame<'_> {
     /// What the operator needs beside its results.
     pub(super) fn control(&self, id: OpId, bodies: &[Frame<'_>], run: Run, taken: Taken<'_>) -> Scratch {
-        let op = self.graph.op(id);
+        let op = self.graph().op(id);
         match (op.op_type.as_str(), bodies) {
             ("If", [_, _]) if op.is_standard() => self.branch(op, bodies, run, taken),
             ("Loop", [body]) if op.is_standard() => self.rounds(op, body, run),
@@ -38,26 +38,26 @@ impl Frame<'_> {
     }
 
     fn branch(&self, op: &Op, bodies: &[Frame<'_>], run: Run, taken: Taken<'_>) -> Scratch {
-        let peak = branches(self.graph, op, bodies).into_iter().map(|body| {
-            let outputs = body.graph.outputs().iter().enumerate().filter(|(slot, _)| taken(*slot));
+        let peak = branches(self.graph(), op, bodies).into_iter().map(|body| {
+            let outputs = body.graph().outputs().iter().enumerate().filter(|(slot, _)| taken(*slot));
             let (first, then): (Vec<_>, Vec<_>) = outputs.partition(|(_, value)| body.is_declared(**value));
-            let first = total(first.iter().filter_map(|(_, value)| bytes(body.graph, **value)));
+            let first = total(first.iter().filter_map(|(_, value)| bytes(body.graph(), **value)));
             first.saturating_add(body.peak(run, &|value| then.iter().any(|(_, output)| **output == value)))
         });
         Scratch { before: peak.max().unwrap_or(0), beside: 0 }
     }
 
     fn rounds(&self, op: &Op, body: &Frame<'_>, run: Run) -> Scratch {
-        let carried = body.graph.inputs().len().saturating_sub(2);
+        let carried = body.graph().inputs().len().saturating_sub(2);
         let made = |value: &ValueId| body.buffer(*value).map_or(0, |buffer| buffer.bytes);
-        let outputs = body.graph.outputs();
+        let outputs = body.graph().outputs();
         let (kept, collected) = outputs.split_at(outputs.len().min(1 + carried));
         let kept_bytes = total(kept.iter().map(made));
         let collected_bytes = total(collected.iter().map(made));
         // Number and condition; a condition that a round makes anew replaces the first one.
         let first = 9;
         let later = if kept.first().is_some_and(|value| made(value) > 0) { 8 } else { 9 };
-        let rounds = match truth(self.graph, op.input(1)) {
+        let rounds = match truth(self.graph(), op.input(1)) {
             Some(false) => 0,
             _ => self.round_count(op, body, carried),
         };
@@ -81,16 +81,16 @@ impl Frame<'_> {
     }
 
     fn round_count(&self, op: &Op, body: &Frame<'_>, carried: usize) -> u64 {
-        if let Some(count) = integer(self.graph, op.input(0)) {
+        if let Some(count) = integer(self.graph(), op.input(0)) {
             let stops = body
-                .graph
+                .graph()
                 .outputs()
                 .first()
-                .is_some_and(|&value| truth(body.graph, Some(value)) == Some(false));
+                .is_some_and(|&value| truth(body.graph(), Some(value)) == Some(false));
             return u64::try_from(count).unwrap_or(0).min(if stops { 1 } else { u64::MAX });
         }
         let collected = op.outputs.iter().skip(carried).flatten();
-        let first = |value: &ValueId| self.graph.tensor_type(*value)?.dims()?.first().copied();
+        let first = |value: &ValueId| self.graph().tensor_type(*value)?.dims()?.first().copied();
         collected.filter_map(first).next().unwrap_or(3)
     }
 
@@ -98,8 +98,8 @@ impl Frame<'_> {
         let scanned = op.int("num_scan_inputs").and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         let states = op.inputs.len().saturating_sub(scanned);
         let axis = |name: &str, i: usize| op.ints(name).and_then(|axes| axes.get(i)).copied().unwrap_or(0);
-        let size = |value: Option<ValueId>| value.and_then(|value| bytes(self.graph, value)).unwrap_or(0);
-        let dims = |value: Option<ValueId>| self.graph.tensor_type(value?)?.dims();
+        let size = |value: Option<ValueId>| value.and_then(|value| bytes(self.graph(), value)).unwrap_or(0);
+        let dims = |value: Option<ValueId>| self.graph().tensor_type(value?)?.dims();
         let is_turned = |name: &str, i: usize, rank: usize| ![0, -(rank as i64)].contains(&axis(name, i));
         let rounds = dims(op.input(states)).map_or(0, |dims| {
             let axis = axis("scan_input_axes", 0);
@@ -136,7 +136,7 @@ impl Frame<'_> {
 
     /// True when the type of a value says all its sizes before the model runs.
     fn is_declared(&self, value: ValueId) -> bool {
-        self.planned.tensor_type(value).is_some_and(|ty| ty.dims().is_some())
+        self.planned().tensor_type(value).is_some_and(|ty| ty.dims().is_some())
     }
 }
 
@@ -160,7 +160,7 @@ pub(super) fn allocated(graph: &Graph, op: &Op, bodies: &[Frame<'_>]) -> Vec<Val
         && let Some(body) = branches(graph, op, bodies).first()
     {
         // Those of declared size first, the others as the branch computes them.
-        results.sort_by_key(|(slot, _)| match body.graph.outputs().get(*slot) {
+        results.sort_by_key(|(slot, _)| match body.graph().outputs().get(*slot) {
             Some(&output) if !body.is_declared(output) => (1, body.place(output).unwrap_or(0)),
             _ => (0, *slot),
         });

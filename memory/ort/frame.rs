@@ -3,15 +3,15 @@
 //! A body has a plan of its own and a memory pattern of its own. While it runs, what it takes is added to what the
 //! graph around it holds; `control` says how often it runs and where its results are.
 
-use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 use dmopt_ir::{Def, Graph, Op, OpId, ValueId};
 
 use super::control::allocated;
 use super::known::{Known, shapes};
 use super::pattern::Block;
-use super::reuse::{Buffers, Origin};
+use super::reuse::{Buffers, Offers, Origin};
 use super::scratch::Scratch;
 use super::timeline::{Buffer, Tenant};
 use super::{Settings, execution_order};
@@ -28,20 +28,66 @@ pub(super) enum Run {
     Later,
 }
 
-/// A graph with its plan. `graph` has known sizes; `planned` is the same graph as ONNX Runtime knows it.
+/// What a plan needs to know whatever the order is: a graph that is planned in many is looked at once. `graph` has known
+/// sizes; `planned` is the same graph as ONNX Runtime knows it.
+#[derive(Debug)]
+pub(super) struct Basis<'g> {
+    graph: &'g Graph,
+    planned: &'g Graph,
+    offers: Offers,
+    /// By operator; `None` where a size is not known.
+    scratch: Vec<Option<Scratch>>,
+    /// The bodies of operators, whose plans do not depend on when these run; or values in them of unknown size.
+    bodies: HashMap<OpId, Result<Vec<Frame<'g>>, Vec<String>>>,
+}
+
+impl<'g> Basis<'g> {
+    /// What is known of a graph. `around` is the operator whose body it is, and the shapes known in that one's graph.
+    pub fn new(
+        planned: &'g Graph,
+        graph: &'g Graph,
+        settings: &Settings,
+        around: Option<(&Op, &Known)>,
+    ) -> Result<Basis<'g>, Unknown> {
+        let known = shapes(planned, around.map_or(&[], |(_, known)| known));
+        let in_loop = around.is_some_and(|(op, _)| op.is("Loop"));
+        let offers = Offers::new(planned, settings.kernels, &known, in_loop);
+        let mut scratch = vec![None; graph.op_bound()];
+        let mut bodies = HashMap::new();
+        for id in graph.ops() {
+            let op = graph.op(id);
+            scratch[id.index()] = settings.kernels.scratch_parts(graph, id);
+            let pairs = planned.op(id).bodies().zip(op.bodies());
+            let frames = pairs.map(|(planned, graph)| {
+                let basis = Arc::new(Basis::new(planned, graph, settings, Some((op, &known)))?);
+                Frame::new(basis, execution_order(planned, settings.order)?)
+            });
+            match frames.collect::<Result<Vec<_>, _>>() {
+                Ok(frames) if frames.is_empty() => {}
+                Ok(frames) => _ = bodies.insert(id, Ok(frames)),
+                Err(Unknown::Sizes(names)) => _ = bodies.insert(id, Err(names)),
+                Err(cycle) => return Err(cycle),
+            }
+        }
+        Ok(Basis { graph, planned, offers, scratch, bodies })
+    }
+
+    /// The bodies of an operator.
+    fn bodies(&self, op: OpId) -> Option<&[Frame<'g>]> {
+        self.bodies.get(&op)?.as_deref().ok()
+    }
+}
+
+/// A graph with its plan.
 #[derive(Debug)]
 pub(super) struct Frame<'g> {
-    pub graph: &'g Graph,
-    pub planned: &'g Graph,
+    basis: Arc<Basis<'g>>,
     pub order: Vec<OpId>,
     pub buffers: Vec<Buffer>,
     /// The buffer that each value has here, if it is not from outside.
     place: Vec<Option<usize>>,
-    scratch: Vec<Scratch>,
-    /// Bodies by step.
-    bodies: HashMap<usize, Vec<Frame<'g>>>,
     /// Found when it is asked for: by far not every plan is.
-    block_bytes: OnceCell<u64>,
+    block_bytes: OnceLock<u64>,
 }
 
 /// Bytes in memory at one step.
@@ -55,51 +101,41 @@ pub(super) struct At {
 pub(super) type Counted<'c> = &'c dyn Fn(ValueId) -> bool;
 
 impl<'g> Frame<'g> {
-    /// Plans a graph whose operators are executed in this order. `around` is the operator whose body it is, and the
-    /// shapes known in that one's graph.
-    pub fn new(
-        planned: &'g Graph,
-        graph: &'g Graph,
-        order: Vec<OpId>,
-        settings: &Settings,
-        around: Option<(&Op, &Known)>,
-    ) -> Result<Frame<'g>, Unknown> {
-        let known = shapes(planned, around.map_or(&[], |(_, known)| known));
-        let in_loop = around.is_some_and(|(op, _)| op.is("Loop"));
-        let assigned = Buffers::assign(planned, &order, settings.kernels, &known, in_loop);
-        let (mut scratch, mut bodies, mut unknown) = (Vec::new(), HashMap::new(), Vec::new());
+    /// Plans a graph whose operators are executed in this order.
+    pub fn new(basis: Arc<Basis<'g>>, order: Vec<OpId>) -> Result<Frame<'g>, Unknown> {
+        let graph = basis.graph;
+        let assigned = Buffers::assign(basis.planned, &order, &basis.offers);
+        let (mut unknown, mut inner) = (Vec::new(), Vec::new());
         let mut name = |value: ValueId| {
             let name = &graph.value(value).name;
             if !unknown.contains(name) {
                 unknown.push(name.clone());
             }
         };
-        let mut inner = Vec::new();
-        for (step, &id) in order.iter().enumerate() {
-            let op = graph.op(id);
-            scratch.push(settings.kernels.scratch_parts(graph, id).unwrap_or_else(|| {
-                op.operands().filter(|&v| bytes(graph, v).is_none()).for_each(&mut name);
-                Scratch::default()
-            }));
-            let pairs = planned.op(id).bodies().zip(op.bodies());
-            let frames = pairs.map(|(planned, graph)| {
-                let order = execution_order(planned, settings.order)?;
-                Frame::new(planned, graph, order, settings, Some((op, &known)))
-            });
-            match frames.collect::<Result<Vec<_>, _>>() {
-                Ok(frames) if frames.is_empty() => {}
-                Ok(frames) => _ = bodies.insert(step, frames),
-                Err(Unknown::Sizes(names)) => inner.extend(names),
-                Err(cycle) => return Err(cycle),
+        for &id in &order {
+            if basis.scratch[id.index()].is_none() {
+                graph.op(id).operands().filter(|&v| bytes(graph, v).is_none()).for_each(&mut name);
+            }
+            if let Some(Err(names)) = basis.bodies.get(&id) {
+                inner.extend_from_slice(names);
             }
         }
-        let (buffers, place) = lay_out(graph, &order, &assigned, &bodies, &mut name);
+        let (buffers, place) = lay_out(&basis, &order, &assigned, &mut name);
         unknown.extend(inner);
         if !unknown.is_empty() {
             return Err(Unknown::Sizes(unknown));
         }
-        let block_bytes = OnceCell::new();
-        Ok(Frame { graph, planned, order, buffers, place, scratch, bodies, block_bytes })
+        Ok(Frame { basis, order, buffers, place, block_bytes: OnceLock::new() })
+    }
+
+    /// The graph, with known sizes.
+    pub fn graph(&self) -> &'g Graph {
+        self.basis.graph
+    }
+
+    /// The graph as ONNX Runtime knows it.
+    pub fn planned(&self) -> &'g Graph {
+        self.basis.planned
     }
 
     /// Bytes of the block that later runs allocate.
@@ -130,16 +166,17 @@ impl<'g> Frame<'g> {
         let mut steps = Vec::with_capacity(self.order.len());
         for step in 0..self.order.len() {
             now = now + appear[step] - vanish[step];
-            let scratch = match self.bodies.get(&step) {
-                None => self.scratch[step],
+            let op = self.order[step];
+            let scratch = match self.basis.bodies(op) {
+                None => self.basis.scratch[op.index()].unwrap_or_default(),
                 Some(bodies) => {
                     let taken = |slot: usize| {
-                        let value = self.graph.op(self.order[step]).output(slot);
+                        let value = self.graph().op(op).output(slot);
                         let buffer = value.and_then(|value| Some((value, self.buffer(value)?)));
                         buffer
                             .is_some_and(|(v, buffer)| buffer.value == v && self.takes(buffer, run, counted))
                     };
-                    self.control(self.order[step], bodies, run, &taken)
+                    self.control(op, bodies, run, &taken)
                 }
             };
             let scratch_bytes = scratch.beside(clamp(appear[step]));
@@ -166,12 +203,12 @@ impl<'g> Frame<'g> {
 
 /// The buffers of a graph in the order of allocation, and which one each value is in.
 fn lay_out(
-    graph: &Graph,
+    basis: &Basis<'_>,
     order: &[OpId],
     assigned: &Buffers,
-    bodies: &HashMap<usize, Vec<Frame<'_>>>,
     unknown: &mut dyn FnMut(ValueId),
 ) -> (Vec<Buffer>, Vec<Option<usize>>) {
+    let graph = basis.graph;
     let mut step_of = vec![0usize; graph.op_bound()];
     order.iter().enumerate().for_each(|(step, id)| step_of[id.index()] = step);
     let end = order.len().saturating_sub(1);
@@ -196,7 +233,7 @@ fn lay_out(
     }
     for (step, &id) in order.iter().enumerate() {
         let op = graph.op(id);
-        let results = match bodies.get(&step) {
+        let results = match basis.bodies(id) {
             Some(bodies) => allocated(graph, op, bodies),
             None => op.results().collect(),
         };

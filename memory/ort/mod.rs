@@ -21,11 +21,12 @@ pub(crate) mod table;
 mod timeline;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dmopt_ir::{Graph, OpId, Sizes, ValueId};
 
 use crate::{Kernels, Unknown};
-use frame::{Frame, Run};
+use frame::{Basis, Frame, Run};
 
 pub(crate) use order::reverse_depth_first;
 pub use order::{Order, execution_order};
@@ -85,21 +86,8 @@ pub struct Patterned {
 /// # Errors
 /// A size is not known, or the graph has a cycle.
 pub fn plan(graph: &Graph, settings: &Settings) -> Result<Plan, Unknown> {
-    plan_order(graph, &graph.sized(&settings.sizes), execution_order(graph, settings.order)?, settings)
-}
-
-/// The memory of a session that executes the operators in this order, `Constant` operators left out, whatever the
-/// settings say about order and sizes. `sized` is the graph with a size for everything.
-///
-/// # Errors
-/// A size is not known.
-pub fn plan_order(
-    graph: &Graph,
-    sized: &Graph,
-    order: Vec<OpId>,
-    settings: &Settings,
-) -> Result<Plan, Unknown> {
-    let frame = Frame::new(graph, sized, order, settings, None)?;
+    let sized = graph.sized(&settings.sizes);
+    let frame = Planner::new(graph, &sized, settings)?.frame(execution_order(graph, settings.order)?)?;
     let all = |_: ValueId| true;
     let later = frame.run(Run::Later, &all);
     let (peak_step, peak_bytes) =
@@ -112,20 +100,38 @@ pub fn plan_order(
     };
     let mut unknown = BTreeMap::new();
     note_unknown(graph, settings.kernels, &mut unknown);
-    Ok(Plan { first_run: Timeline::new(&frame), order: frame.order, patterned, unknown })
+    Ok(Plan { order: frame.order.clone(), first_run: Timeline::new(frame), patterned, unknown })
 }
 
-/// The first run of such a session alone, for those who compare many orders.
-///
-/// # Errors
-/// A size is not known.
-pub fn first_run(
-    graph: &Graph,
-    sized: &Graph,
-    order: Vec<OpId>,
-    settings: &Settings,
-) -> Result<Timeline, Unknown> {
-    Ok(Timeline::new(&Frame::new(graph, sized, order, settings, None)?))
+/// Plans one graph in many orders.
+#[derive(Debug)]
+pub struct Planner<'g>(Arc<Basis<'g>>);
+
+impl<'g> Planner<'g> {
+    /// Sees to what does not depend on the order. `sized` is the graph with a size for everything; the order in the
+    /// settings is that of bodies.
+    ///
+    /// # Errors
+    /// A body has a cycle.
+    pub fn new(
+        graph: &'g Graph,
+        sized: &'g Graph,
+        settings: &Settings,
+    ) -> Result<Planner<'g>, Unknown> {
+        Ok(Planner(Arc::new(Basis::new(graph, sized, settings, None)?)))
+    }
+
+    /// The first run of a session that executes the operators in this order, `Constant` operators left out.
+    ///
+    /// # Errors
+    /// A size is not known.
+    pub fn first_run(&self, order: Vec<OpId>) -> Result<Timeline, Unknown> {
+        Ok(Timeline::new(self.frame(order)?))
+    }
+
+    fn frame(&self, order: Vec<OpId>) -> Result<Frame<'g>, Unknown> {
+        Frame::new(Arc::clone(&self.0), order)
+    }
 }
 
 fn note_unknown(graph: &Graph, kernels: Kernels, unknown: &mut BTreeMap<String, usize>) {

@@ -21,8 +21,9 @@
 //!   was given up and taken again is held in between, and one that nothing reads is held to the end.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use dmopt_ir::{Def, Dim, Graph, OpId, Shape, ValueId};
+use dmopt_ir::{Def, Dim, Graph, Op, OpId, Shape, ValueId};
 
 use super::captures::implicit_inputs;
 use crate::Kernels;
@@ -56,38 +57,19 @@ impl Buffers {
         self.origin[self.owner(value).index()]
     }
 
-    /// Assigns buffers for this order of execution. `known` has the shapes of values, as far as they are
-    /// known; `in_loop` tells that the graph is the body of a `Loop`.
-    pub fn assign(
-        graph: &Graph,
-        order: &[OpId],
-        kernels: Kernels,
-        known: &[Option<Shape>],
-        in_loop: bool,
-    ) -> Buffers {
-        let mut state = State::new(graph, known);
-        let carries = |id: OpId| {
-            // The number of the round changes in place, so that alone is copied.
-            let op = graph.op(id);
-            let number = graph.inputs().first().copied();
-            let read = op.input(0).filter(|&x| op.is("Identity") && Some(x) != number)?;
-            let is_given = matches!(graph.value(read).def, Def::Input { .. } | Def::Captured { .. });
-            (in_loop && is_given).then_some(read)
-        };
+    /// Assigns buffers for this order of execution.
+    pub fn assign(graph: &Graph, order: &[OpId], offers: &Offers) -> Buffers {
+        let mut state = State::new(graph, offers);
         for &id in order {
             let op = graph.op(id);
-            for (slot, value) in op.outputs.iter().enumerate() {
-                let Some(value) = *value else { continue };
-                if graph.is_output(value) {
-                    match carries(id) {
-                        Some(read) => state.share(value, read),
-                        None => state.buffers.origin[value.index()] = Origin::Output,
-                    }
-                    continue;
-                }
-                match state.taken_over(kernels, id, slot, value) {
+            for value in op.results() {
+                match state.taken_over(op, value) {
                     Some(other) => state.share(value, other),
-                    None => state.buffers.origin[value.index()] = Origin::Inside,
+                    None => {
+                        let is_output = graph.is_output(value);
+                        state.buffers.origin[value.index()] =
+                            if is_output { Origin::Output } else { Origin::Inside };
+                    }
                 }
             }
             let read = op.operands().chain(implicit_inputs(op));
@@ -100,61 +82,106 @@ impl Buffers {
 /// Number of a size; values of equal numbers are of the same size.
 type Class = u32;
 
-struct State<'g> {
-    graph: &'g Graph,
+/// What decides about buffers whatever the order is, by value.
+#[derive(Debug)]
+pub(super) struct Offers {
+    of: Vec<Offer>,
+    /// How many sizes there are.
+    classes: usize,
+}
+
+/// The memory that is offered for a result, beside what was given up.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Offer {
+    /// The value that it always shares the buffer of.
+    is: Option<ValueId>,
+    /// The operands whose buffer it may take over.
+    in_place: Range<usize>,
+    /// True if it may take what was given up.
+    again: bool,
+    class: Option<Class>,
+}
+
+impl Offers {
+    /// What kernels offer for the results of a graph. `known` has the shapes of values, as far as they are known; `in_loop`
+    /// tells that the graph is the body of a `Loop`.
+    pub fn new(graph: &Graph, kernels: Kernels, known: &[Option<Shape>], in_loop: bool) -> Offers {
+        let mut of = vec![Offer::default(); graph.value_bound()];
+        let mut classes: HashMap<(u32, &[Dim]), Class> = HashMap::new();
+        for value in graph.values() {
+            let next = classes.len() as Class;
+            of[value.index()].class =
+                size(graph, value, known).map(|key| *classes.entry(key).or_insert(next));
+        }
+        let carries = |op: &Op| {
+            // The number of the round changes in place, so that alone is copied.
+            let number = graph.inputs().first().copied();
+            let read = op.input(0).filter(|&x| op.is("Identity") && Some(x) != number)?;
+            let is_given = matches!(graph.value(read).def, Def::Input { .. } | Def::Captured { .. });
+            (in_loop && is_given).then_some(read)
+        };
+        for id in graph.ops() {
+            let op = graph.op(id);
+            for (slot, value) in op.outputs.iter().enumerate() {
+                let Some(value) = *value else { continue };
+                let offer = &mut of[value.index()];
+                if graph.is_output(value) {
+                    offer.is = carries(op);
+                    continue;
+                }
+                let rank = graph.tensor_type(value).and_then(|ty| ty.rank());
+                offer.is = kernels.alias(graph, id, slot).and_then(|operand| op.input(operand));
+                offer.in_place = kernels.in_place(graph, id, slot);
+                offer.again = rank.is_some_and(|rank| rank > 0) && graph.uses(value).len() > 0;
+            }
+        }
+        Offers { of, classes: classes.len() }
+    }
+}
+
+struct State<'o> {
+    offers: &'o [Offer],
     buffers: Buffers,
     /// Uses that are left, by owner.
     uses: Vec<usize>,
-    class: Vec<Option<Class>>,
     /// Buffers that were given up, by size, the last one last.
-    free: HashMap<Class, Vec<ValueId>>,
+    free: Vec<Vec<ValueId>>,
 }
 
-impl<'g> State<'g> {
-    fn new(graph: &'g Graph, known: &[Option<Shape>]) -> State<'g> {
+impl<'o> State<'o> {
+    fn new(graph: &Graph, offers: &'o Offers) -> State<'o> {
         let bound = graph.value_bound();
-        let mut state = State {
-            graph,
-            buffers: Buffers { owner: Vec::new(), origin: vec![Origin::Outside; bound] },
-            uses: vec![0; bound],
-            class: vec![None; bound],
-            free: HashMap::new(),
-        };
-        let mut classes: HashMap<(u32, &[Dim]), Class> = HashMap::new();
-        let mut owner = vec![None; bound];
-        for value in graph.values() {
-            owner[value.index()] = Some(value);
-            state.uses[value.index()] = graph.readers(value) + 1;
-            let next = classes.len() as Class;
-            state.class[value.index()] =
-                size(graph, value, known).map(|key| *classes.entry(key).or_insert(next));
-        }
+        let mut uses = vec![0; bound];
         // Values that are not defined have no readers; any owner does.
-        let Some(any) = graph.values().next() else { return state };
-        state.buffers.owner = owner.into_iter().map(|owner| owner.unwrap_or(any)).collect();
-        state
+        let mut owner: Vec<ValueId> = graph.values().next().map_or(Vec::new(), |any| vec![any; bound]);
+        for value in graph.values() {
+            owner[value.index()] = value;
+            uses[value.index()] = graph.readers(value) + 1;
+        }
+        State {
+            offers: &offers.of,
+            buffers: Buffers { owner, origin: vec![Origin::Outside; bound] },
+            uses,
+            free: vec![Vec::new(); offers.classes],
+        }
     }
 
     /// The value whose buffer a result shares.
-    fn taken_over(&mut self, kernels: Kernels, id: OpId, slot: usize, value: ValueId) -> Option<ValueId> {
-        let op = self.graph.op(id);
-        if let Some(operand) = kernels.alias(self.graph, id, slot) {
-            return op.input(operand);
+    fn taken_over(&mut self, op: &Op, value: ValueId) -> Option<ValueId> {
+        let offer = &self.offers[value.index()];
+        if offer.is.is_some() {
+            return offer.is;
         }
-        let class = self.class[value.index()]?;
+        let class = offer.class?;
         let fits = |other: &ValueId| {
             let owner = self.buffers.owner(*other);
-            self.uses[owner.index()] == 1 && self.class[other.index()] == Some(class)
+            self.uses[owner.index()] == 1 && self.offers[other.index()].class == Some(class)
         };
-        let mut offered = kernels.in_place(self.graph, id, slot).filter_map(|operand| op.input(operand));
+        let mut offered = offer.in_place.clone().filter_map(|operand| op.input(operand));
         if let Some(operand) = offered.find(fits) {
             return Some(operand);
         }
-        let rank = self.graph.tensor_type(value)?.rank()?;
-        if rank == 0 || self.graph.uses(value).len() == 0 {
-            return None;
-        }
-        self.free.get_mut(&class)?.pop()
+        if offer.again { self.free[class as usize].pop() } else { None }
     }
 
     fn share(&mut self, value: ValueId, other: ValueId) {
@@ -168,9 +195,9 @@ impl<'g> State<'g> {
         let owner = self.buffers.owner(value);
         self.uses[owner.index()] -= 1;
         if self.uses[owner.index()] == 0
-            && let Some(class) = self.class[owner.index()]
+            && let Some(class) = self.offers[owner.index()].class
         {
-            self.free.entry(class).or_default().push(owner);
+            self.free[class as usize].push(owner);
         }
     }
 }

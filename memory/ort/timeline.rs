@@ -138,7 +138,7 @@ impl Timeline {
         most.try_into().unwrap_or(u64::MAX)
     }
 
-    pub(super) fn new(frame: &Frame<'_>) -> Timeline {
+    pub(super) fn new(frame: Frame<'_>) -> Timeline {
         let at = frame.run(Run::Plain, &|_| true);
         let steps = frame.order.iter().zip(at).map(|(&op, at)| {
             let At { live_bytes, scratch_bytes } = at;
@@ -146,7 +146,7 @@ impl Timeline {
         });
         let steps: Vec<Step> = steps.collect();
         let (peak_step, peak_bytes) = peak(steps.iter().map(Step::total_bytes));
-        Timeline { steps, buffers: frame.buffers.clone(), peak_bytes, peak_step }
+        Timeline { steps, buffers: frame.buffers, peak_bytes, peak_step }
     }
 }
 
