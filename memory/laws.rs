@@ -125,6 +125,24 @@ fn a_run_needs_what_the_definition_says_forward_and_backward() {
 }
 
 #[test]
+fn a_profile_has_what_the_definition_says_of_each_step() {
+    each(1_000, |u| {
+        let p = random(u, 1, 12)?;
+        let (mut state, mut expected, mut done) = (State::new(&p), Vec::new(), 0u32);
+        while !state.is_complete() {
+            let v = state.ready[u.choose_index(state.ready.len())?] as usize;
+            expected.push(simulate(&p, done, v).0);
+            state.run(v);
+            done |= 1 << v;
+        }
+        let order: Vec<usize> = state.log.iter().map(|&v| v as usize).collect();
+        assert_eq!(p.profile(&order), expected);
+        assert_eq!(Some(p.peak(&order)), expected.into_iter().max());
+        Ok(())
+    });
+}
+
+#[test]
 fn the_order_found_is_the_best_of_all_and_no_bound_exceeds_it() {
     each(6_000, |u| {
         let p = random(u, 1, 9)?;

@@ -15,7 +15,7 @@
 //! directed hypergraph: a buffer counts if its creator is inside and a reader is outside), and `alloc(v, D)` never
 //! grows with `D` (the more has run, the more operands die).
 
-use crate::state::State;
+use crate::state::saved;
 
 /// Operators and buffers; operators are numbered in file order.
 #[derive(Clone, Debug, Default)]
@@ -187,14 +187,7 @@ impl Problem {
     /// # Panics
     /// It is no [order](Problem::is_order) of this problem.
     pub fn profile(&self, order: &[usize]) -> Vec<u64> {
-        assert!(self.is_order(order), "not an order of this problem");
-        let mut state = State::new(self);
-        let step = |&v: &usize| {
-            let needs = state.needs(v);
-            state.run(v);
-            needs
-        };
-        order.iter().map(step).collect()
+        self.needs(order).collect()
     }
 
     /// The largest of the [profile](Problem::profile); 0 without operators.
@@ -202,7 +195,28 @@ impl Problem {
     /// # Panics
     /// It is no [order](Problem::is_order) of this problem.
     pub fn peak(&self, order: &[usize]) -> u64 {
-        self.profile(order).into_iter().max().unwrap_or(0)
+        self.needs(order).max().unwrap_or(0)
+    }
+
+    /// What a [`State`](crate::state::State) says step by step, without what choosing among operators takes.
+    fn needs(&self, order: &[usize]) -> impl Iterator<Item = u64> {
+        assert!(self.is_order(order), "not an order of this problem");
+        // Readers that have not run, and the end, which reads what is kept.
+        let left = |buffer: &Buffer| buffer.readers.len() + usize::from(buffer.kept);
+        let mut left: Vec<usize> = self.buffers.iter().map(left).collect();
+        let mut live = 0;
+        order.iter().map(move |&v| {
+            let op = &self.ops[v];
+            let bytes = |b: &usize| self.buffers[*b].bytes;
+            let results: u64 = op.creates.iter().map(bytes).sum();
+            let needs = live + results + op.scratch - saved(self, v, |b| left[b] == 1);
+            live += op.creates.iter().filter(|&&b| left[b] > 0).map(bytes).sum::<u64>();
+            for b in &op.reads {
+                live -= if left[*b] == 1 { bytes(b) } else { 0 };
+                left[*b] -= 1;
+            }
+            needs
+        })
     }
 }
 

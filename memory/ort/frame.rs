@@ -47,9 +47,9 @@ impl<'g> Basis<'g> {
         planned: &'g Graph,
         graph: &'g Graph,
         settings: &Settings,
-        around: Option<(&Op, &Known)>,
+        around: Option<(&Op, &Known<'g>)>,
     ) -> Result<Basis<'g>, Unknown> {
-        let known = shapes(planned, around.map_or(&[], |(_, known)| known));
+        let known = shapes(planned, around.map_or(&[][..], |(_, known)| known));
         let in_loop = around.is_some_and(|(op, _)| op.is("Loop"));
         let offers = Offers::new(planned, settings.kernels, &known, in_loop);
         let mut scratch = vec![None; graph.op_bound()];

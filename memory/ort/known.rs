@@ -10,18 +10,20 @@
 //! meets a known one of more than 1. Graph outputs are declared, and so are, as a rule, those of bodies, which give
 //! `If` and `Scan` their shapes.
 
+use std::borrow::Cow;
+
 use dmopt_ir::{Def, Dim, Graph, Op, Shape, ValueId};
 
-/// The shapes that are known, by value; with unknown dimensions.
-pub(super) type Known = Vec<Option<Shape>>;
+/// The shapes that are known, by value; with unknown dimensions. Most are what our inference says.
+pub(super) type Known<'g> = Vec<Option<Cow<'g, [Dim]>>>;
 
 /// The shapes of the values of a graph. `around` has those of the enclosing graph.
-pub(super) fn shapes(graph: &Graph, around: &[Option<Shape>]) -> Known {
-    let mut known: Known = vec![None; graph.value_bound()];
+pub(super) fn shapes<'g>(graph: &'g Graph, around: &[Option<Cow<'g, [Dim]>>]) -> Known<'g> {
+    let mut known: Known<'g> = vec![None; graph.value_bound()];
     for value in graph.values() {
         known[value.index()] = match graph.value(value).def {
             Def::Captured { outer } if !around.is_empty() => around.get(outer.index()).cloned().flatten(),
-            _ => inferred(graph, value).map(|dims| dims.cloned().collect::<Shape>()),
+            _ => inferred(graph, value),
         };
     }
     let Ok(order) = graph.order() else { return known };
@@ -38,25 +40,35 @@ pub(super) fn shapes(graph: &Graph, around: &[Option<Shape>]) -> Known {
 }
 
 /// What our inference says, without expressions.
-fn inferred(graph: &Graph, value: ValueId) -> Option<impl Iterator<Item = &Dim>> {
-    fn named(dim: &Dim) -> &Dim {
-        match dim {
-            Dim::Symbol(name) if name.starts_with('{') => &Dim::Unknown,
-            _ => dim,
-        }
+fn inferred(graph: &Graph, value: ValueId) -> Option<Cow<'_, [Dim]>> {
+    let dims = graph.tensor_type(value)?.shape.as_deref()?;
+    let is_named = dims.iter().all(|dim| std::ptr::eq(dim, named(dim)));
+    Some(if is_named { Cow::Borrowed(dims) } else { dims.iter().map(named).cloned().collect() })
+}
+
+fn named(dim: &Dim) -> &Dim {
+    match dim {
+        Dim::Symbol(name) if name.starts_with('{') => &Dim::Unknown,
+        _ => dim,
     }
-    Some(graph.tensor_type(value)?.shape.as_ref()?.iter().map(named))
 }
 
 /// True if this is what our inference says.
-fn is_inferred(graph: &Graph, value: ValueId, shape: &Shape) -> bool {
-    inferred(graph, value).is_some_and(|dims| dims.eq(shape))
+fn is_inferred(graph: &Graph, value: ValueId, shape: &[Dim]) -> bool {
+    let dims = graph.tensor_type(value).and_then(|ty| ty.shape.as_deref());
+    dims.is_some_and(|dims| std::ptr::eq(dims, shape) || dims.iter().map(named).eq(shape))
 }
 
 /// What is known of a result for which our inference says `shape`.
-fn result(graph: &Graph, op: &Op, slot: usize, shape: Shape, known: &Known) -> Option<Shape> {
-    let operands: Vec<ValueId> = op.inputs.iter().take(decisive(op)).flatten().copied().collect();
-    let read: Option<Vec<&Shape>> = operands.iter().map(|value| known[value.index()].as_ref()).collect();
+fn result<'g>(
+    graph: &Graph,
+    op: &Op,
+    slot: usize,
+    shape: Cow<'g, [Dim]>,
+    known: &Known<'g>,
+) -> Option<Cow<'g, [Dim]>> {
+    let of = |value: ValueId| known[value.index()].as_deref();
+    let operands = || op.inputs.iter().take(decisive(op)).flatten().copied();
     let standard = if op.is_standard() { op.op_type.as_str() } else { "" };
     match standard {
         "Loop" if slot < op.inputs.len().saturating_sub(2) => return None,
@@ -64,7 +76,7 @@ fn result(graph: &Graph, op: &Op, slot: usize, shape: Shape, known: &Known) -> O
         "If" | "Size" => return Some(shape),
         "Gemm" => {
             let sized = |slot: usize, dim: &Dim| {
-                let read = op.input(slot).and_then(|value| known[value.index()].as_ref());
+                let read = op.input(slot).and_then(of);
                 if read.is_some_and(|read| !read.contains(&Dim::Unknown)) {
                     dim.clone()
                 } else {
@@ -73,38 +85,43 @@ fn result(graph: &Graph, op: &Op, slot: usize, shape: Shape, known: &Known) -> O
             };
             return Some(shape.iter().enumerate().map(|(axis, dim)| sized(axis, dim)).collect());
         }
-        "Shape" if read.is_none() => return Some(vec![Dim::Unknown]),
+        "Shape" if operands().any(|value| of(value).is_none()) => return Some(vec![Dim::Unknown].into()),
         "Shape" => return Some(shape),
         "Reshape" => {
             if let Some(target) = op.input(1).and_then(|target| graph.constant(target)?.to_i64().ok()) {
-                return Some(reshaped(&target, shape, known[op.input(0)?.index()].as_ref()));
+                return Some(reshaped(&target, shape.into_owned(), of(op.input(0)?)).into());
             }
         }
-        "Scan" => return Some(scanned(op, slot, shape, known)),
+        "Scan" => return Some(scanned(op, slot, shape.into_owned(), known).into()),
         "Tile" | "Resize" | "Upsample" => {
-            known[op.input(0)?.index()].as_ref()?;
-            return Some(shape.into_iter().map(|dim| dim.known().map_or(Dim::Unknown, Dim::Known)).collect());
+            of(op.input(0)?)?;
+            return Some(numbers(&shape));
         }
         _ => {}
     }
-    let read = read?;
-    if operands.iter().zip(&read).all(|(&value, &shape)| is_inferred(graph, value, shape)) {
+    if operands().all(|value| of(value).is_some_and(|shape| is_inferred(graph, value, shape))) {
         return Some(shape);
     }
+    let read = operands().map(of).collect::<Option<Vec<&[Dim]>>>()?;
     if BROADCASTING.contains(&standard) {
-        return Some(broadcast(shape, &read));
+        return Some(broadcast(shape.into_owned(), &read).into());
     }
     if standard == "Concat" {
-        return Some(joined(op, shape, &read));
+        return Some(joined(op, shape.into_owned(), &read).into());
     }
     // An operator that keeps the shape of its operand.
-    if let [operand] = operands[..]
+    let mut operands = operands();
+    if let (Some(operand), None) = (operands.next(), operands.next())
         && is_inferred(graph, operand, &shape)
     {
-        return Some(read[0].clone());
+        return known[operand.index()].clone();
     }
-    // What is unknown is an open dimension, as a rule; numbers stay.
-    Some(shape.into_iter().map(|dim| dim.known().map_or(Dim::Unknown, Dim::Known)).collect())
+    Some(numbers(&shape))
+}
+
+/// What is unknown is an open dimension, as a rule; numbers stay.
+fn numbers<'g>(shape: &[Dim]) -> Cow<'g, [Dim]> {
+    shape.iter().map(|dim| dim.known().map_or(Dim::Unknown, Dim::Known)).collect()
 }
 
 /// How many of the operands, from the first on, decide about the shapes of the results.
@@ -150,7 +167,7 @@ const BROADCASTING: [&str; 22] = [
 ];
 
 /// A size is known where an operand has it, or where all sizes are known; a name, where no size is unknown.
-fn broadcast(shape: Shape, read: &[&Shape]) -> Shape {
+fn broadcast(shape: Shape, read: &[&[Dim]]) -> Shape {
     let rank = shape.len();
     let meet = |axis: usize, dim: Dim| {
         let met = || read.iter().filter_map(|other| other.get((axis + other.len()).checked_sub(rank)?));
@@ -161,11 +178,11 @@ fn broadcast(shape: Shape, read: &[&Shape]) -> Shape {
 }
 
 /// A size that is not added up is known where one operand has it.
-fn joined(op: &Op, shape: Shape, read: &[&Shape]) -> Shape {
+fn joined(op: &Op, shape: Shape, read: &[&[Dim]]) -> Shape {
     let rank = shape.len() as i64;
     let joint = op.int("axis").map(|axis| if axis < 0 { axis + rank } else { axis });
     let size = |axis: usize, dim: Dim| {
-        let is_known = |other: &&Shape| other.get(axis).is_some_and(|dim| *dim != Dim::Unknown);
+        let is_known = |other: &&[Dim]| other.get(axis).is_some_and(|dim| *dim != Dim::Unknown);
         let known = match joint == Some(axis as i64) {
             true => read.iter().all(is_known),
             false => read.iter().any(is_known),
@@ -176,7 +193,7 @@ fn joined(op: &Op, shape: Shape, read: &[&Shape]) -> Shape {
 }
 
 /// States have the shape of the body's output; other results one more dimension, as long as what is scanned.
-fn scanned(op: &Op, slot: usize, mut shape: Shape, known: &Known) -> Shape {
+fn scanned(op: &Op, slot: usize, mut shape: Shape, known: &Known<'_>) -> Shape {
     let inputs = op.int("num_scan_inputs").and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     let states = op.inputs.len().saturating_sub(inputs);
     let axis = |name: &str, i: usize, rank: usize| {
@@ -184,7 +201,7 @@ fn scanned(op: &Op, slot: usize, mut shape: Shape, known: &Known) -> Shape {
         usize::try_from(if axis < 0 { axis.saturating_add(rank as i64) } else { axis }).unwrap_or(0)
     };
     let is_known = (0..inputs).any(|i| {
-        let read = op.input(states + i).and_then(|value| known[value.index()].as_ref());
+        let read = op.input(states + i).and_then(|value| known[value.index()].as_deref());
         let length = read.and_then(|read| read.get(axis("scan_input_axes", i, read.len())));
         length.is_some_and(|length| *length != Dim::Unknown)
     });
@@ -198,7 +215,7 @@ fn scanned(op: &Op, slot: usize, mut shape: Shape, known: &Known) -> Shape {
 }
 
 /// `Reshape` to a constant target: 0 stands for the dimension of the operand, -1 for the rest of it.
-fn reshaped(target: &[i64], shape: Shape, read: Option<&Shape>) -> Shape {
+fn reshaped(target: &[i64], shape: Shape, read: Option<&[Dim]>) -> Shape {
     let whole = read.is_some_and(|read| !read.contains(&Dim::Unknown));
     let size = |axis: usize, dim: Dim| {
         let is_known = match target.get(axis) {

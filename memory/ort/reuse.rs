@@ -23,9 +23,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use dmopt_ir::{Def, Dim, Graph, Op, OpId, Shape, ValueId};
+use dmopt_ir::{Def, Dim, Graph, Op, OpId, ValueId};
 
 use super::captures::implicit_inputs;
+use super::known::Known;
 use crate::Kernels;
 
 /// Whose memory a buffer is.
@@ -105,7 +106,7 @@ struct Offer {
 impl Offers {
     /// What kernels offer for the results of a graph. `known` has the shapes of values, as far as they are known; `in_loop`
     /// tells that the graph is the body of a `Loop`.
-    pub fn new(graph: &Graph, kernels: Kernels, known: &[Option<Shape>], in_loop: bool) -> Offers {
+    pub fn new(graph: &Graph, kernels: Kernels, known: &Known<'_>, in_loop: bool) -> Offers {
         let mut of = vec![Offer::default(); graph.value_bound()];
         let mut classes: HashMap<(u32, &[Dim]), Class> = HashMap::new();
         for value in graph.values() {
@@ -203,7 +204,7 @@ impl<'o> State<'o> {
 }
 
 /// Bytes of an element, and the dimensions where all of them are known.
-fn size<'k>(graph: &Graph, value: ValueId, known: &'k [Option<Shape>]) -> Option<(u32, &'k [Dim])> {
+fn size<'k>(graph: &Graph, value: ValueId, known: &'k Known<'_>) -> Option<(u32, &'k [Dim])> {
     let dtype = graph.tensor_type(value)?.dtype;
     let dims = known[value.index()].as_deref().filter(|dims| !dims.contains(&Dim::Unknown))?;
     Some((dtype.bits()?.div_ceil(8), dims))
