@@ -7,16 +7,16 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use indexmap::map::Entry;
-use indexmap::{IndexMap, IndexSet};
 use petgraph::Direction;
 use petgraph::stable_graph::{EdgeIndex, StableDiGraph};
 use petgraph::visit::{EdgeRef, IntoEdgeReferences, NodeIndexable};
 
+use crate::hash::{HashMap, IndexMap, IndexSet};
 use crate::{AttributeValue, DType, Op, OpId, Opsets, SparseTensor, Tensor, Type, ValueId};
 
 /// A graph of operators over SSA values: the main graph, a body, or a function's definition.
@@ -370,7 +370,7 @@ impl Graph {
 
     pub(crate) fn new_value(&mut self, name: String, ty: Option<Type>, def: Def) -> ValueId {
         let id = ValueId(self.values.len() as u32);
-        let (uses, outputs, extra) = (IndexMap::new(), Vec::new(), Bytes::new());
+        let (uses, outputs, extra) = (IndexMap::default(), Vec::new(), Bytes::new());
         self.values.push(Value { name, ty, def, extra, uses, outputs, input: None, pinned: false });
         id
     }
@@ -542,7 +542,7 @@ impl Graph {
 
 /// The values of the enclosing graph that an operator's bodies read, each once, in order of first mention.
 pub(crate) fn captures_of(op: &Op) -> Vec<ValueId> {
-    let mut captures = IndexSet::new();
+    let mut captures = IndexSet::default();
     for body in op.bodies() {
         for id in body.values() {
             match body.value(id).def {
@@ -602,7 +602,10 @@ pub struct Builder {
 impl Builder {
     /// An empty graph.
     pub fn new(name: impl Into<String>, opsets: Arc<Opsets>) -> Builder {
-        Builder { graph: Graph { name: name.into(), opsets, ..Graph::default() }, by_name: HashMap::new() }
+        Builder {
+            graph: Graph { name: name.into(), opsets, ..Graph::default() },
+            by_name: HashMap::default(),
+        }
     }
 
     /// The value of this name, made on first mention; it must be defined before [`finish`](Builder::finish).
@@ -675,7 +678,7 @@ impl Builder {
     /// # Errors
     /// One of its results is defined already.
     pub fn op(&mut self, mut op: Op) -> Result<OpId, BuildError> {
-        let mut seen = IndexSet::new();
+        let mut seen = IndexSet::default();
         for id in op.results() {
             if !matches!(self.graph.value(id).def, Def::Dead) || !seen.insert(id) {
                 return Err(BuildError::DefinedTwice(self.graph.value(id).name.clone()));

@@ -12,6 +12,7 @@
 mod derived;
 mod dtype;
 mod graph;
+pub mod hash;
 mod id;
 pub mod infer;
 mod model;

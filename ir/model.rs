@@ -1,10 +1,11 @@
 //! What stands around a graph: operator sets, model-local functions, names.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::hash::HashSet;
 use crate::{Attribute, Graph};
 
 /// Imported operator sets: domain to version. The standard domain is the empty string.

@@ -2,9 +2,9 @@
 //! [`Rewriter`] checks it, applies it as a whole, and counts it. A patch that does not fit changes nothing.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
 
 use crate::graph::captures_of;
+use crate::hash::{HashMap, HashSet};
 use crate::infer::{self, Known};
 use crate::{Attribute, AttributeValue, Def, Graph, Names, Op, OpId, Tensor, Type, Use, ValueId};
 
@@ -482,7 +482,7 @@ impl<'g> Rewriter<'g> {
         let mut body_names = self.body_names.borrow_mut();
         for at in self.graph.uses(old).filter(|at| at.slot == crate::Slot::Capture) {
             let hidden = body_names.entry(at.op).or_insert_with(|| {
-                let mut names = HashSet::new();
+                let mut names = HashSet::default();
                 self.graph.op(at.op).bodies().for_each(|body| body.own_names(&mut names));
                 names
             });
@@ -517,7 +517,7 @@ impl<'g> Rewriter<'g> {
     fn check_acyclic(&self, patch: &Patch) -> Result<(), Refusal> {
         let graph = &*self.graph;
         // What operators that are there already will read: replacements take effect one after the other.
-        let mut substitutes: HashMap<ValueId, Operand> = HashMap::new();
+        let mut substitutes: HashMap<ValueId, Operand> = HashMap::default();
         for &(old, new) in patch.replacements.iter().rev() {
             let last = match new {
                 Operand::Value(v) => substitutes.get(&v).copied().unwrap_or(new),
@@ -531,7 +531,7 @@ impl<'g> Rewriter<'g> {
         };
         for (old, substitute) in &substitutes {
             let readers: HashSet<OpId> = readers(old).collect();
-            let (mut seen, mut seen_new) = (HashSet::new(), HashSet::new());
+            let (mut seen, mut seen_new) = (HashSet::default(), HashSet::default());
             let mut pending = vec![*substitute];
             while let Some(operand) = pending.pop() {
                 let op = match operand {
@@ -575,7 +575,7 @@ impl<'g> Rewriter<'g> {
             let name = self.names.fresh(&hint);
             constants.push(self.graph.new_value(name, ty, Def::Initializer(Box::new(tensor))));
         }
-        let mut added = HashSet::new();
+        let mut added = HashSet::default();
         let mut results: Vec<Vec<Option<ValueId>>> = Vec::with_capacity(patch.ops.len());
         let resolve = |results: &[Vec<Option<ValueId>>], operand: Operand| match operand {
             Operand::Value(v) => Some(v),
@@ -637,7 +637,7 @@ impl<'g> Rewriter<'g> {
     fn name_op(&mut self, op: &mut Op, apart: bool) {
         let graph = &*self.graph;
         let count = || {
-            let mut names: HashMap<String, usize> = HashMap::new();
+            let mut names: HashMap<String, usize> = HashMap::default();
             graph.ops().for_each(|id| *names.entry(graph.op(id).name.clone()).or_default() += 1);
             names
         };

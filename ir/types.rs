@@ -76,7 +76,7 @@ impl TensorType {
 
     /// Number of elements, if every size is known and the product fits.
     pub fn elements(&self) -> Option<u64> {
-        self.dims()?.iter().try_fold(1u64, |n, &d| n.checked_mul(d))
+        self.shape.as_ref()?.iter().try_fold(1u64, |n, dim| n.checked_mul(dim.known()?))
     }
 
     /// Bytes of the data, if the shape is known and elements have a fixed size.

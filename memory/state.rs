@@ -232,6 +232,11 @@ pub(crate) fn taken_over(problem: &Problem, v: usize, dies: impl Fn(usize) -> bo
 
 /// The bytes of the results of `v` that take over an operand.
 pub(crate) fn saved(problem: &Problem, v: usize, dies: impl Fn(usize) -> bool) -> u64 {
+    // Of one result alone nothing needs to be written down, and hardly an operator has two.
+    if let [pair] = &problem.ops[v].in_place[..] {
+        let is_taken_over = pair.over.iter().any(|&b| dies(b));
+        return if is_taken_over { problem.buffers[pair.result].bytes } else { 0 };
+    }
     taken_over(problem, v, dies).iter().map(|&(result, _)| problem.buffers[result].bytes).sum()
 }
 

@@ -40,11 +40,10 @@
 //! }
 //! ```
 
-use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::mem::discriminant;
 
+use dmopt_ir::hash::{Fold, HashMap, hasher};
 use dmopt_ir::{Attribute, AttributeValue, Graph, Op, OpId, Patch, Rewriter, Safety, SparseTensor};
 
 use crate::dedupe_initializers::{hash_ends, same_elements};
@@ -105,7 +104,7 @@ impl Pass for CommonSubexpressions {
         for &op in &order {
             needed_until[op.index()] = last_reader(rewriter.graph(), op, &place);
         }
-        let mut seen: HashMap<u64, Vec<OpId>> = HashMap::new();
+        let mut seen: HashMap<u64, Vec<OpId>> = HashMap::default();
         for op in order {
             let graph = rewriter.graph();
             if !may_merge(graph, op) {
@@ -170,19 +169,19 @@ fn merge(graph: &Graph, first: OpId, second: OpId, is_needed_still: bool) -> Res
 
 /// Equal for operators that are [the same](same).
 pub(crate) fn hash(op: &Op) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&op.op_type, &op.overload, &op.inputs, op.outputs.len()).hash(&mut hasher);
+    let mut all = hasher();
+    (&op.op_type, &op.overload, &op.inputs, op.outputs.len()).hash(&mut all);
     // Attributes have no order.
     let attributes = op.attributes.iter().map(|attribute| {
-        let mut hasher = DefaultHasher::new();
-        hash_attribute(attribute, &mut hasher);
-        hasher.finish()
+        let mut one = hasher();
+        hash_attribute(attribute, &mut one);
+        one.finish()
     });
-    attributes.fold(0u64, u64::wrapping_add).hash(&mut hasher);
-    hasher.finish()
+    attributes.fold(0u64, u64::wrapping_add).hash(&mut all);
+    all.finish()
 }
 
-fn hash_attribute(attribute: &Attribute, hasher: &mut DefaultHasher) {
+fn hash_attribute(attribute: &Attribute, hasher: &mut Fold) {
     attribute.name.hash(hasher);
     discriminant(&attribute.value).hash(hasher);
     match &attribute.value {

@@ -30,11 +30,10 @@
 //! ```
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
 
+use dmopt_ir::hash::{Fold, HashMap, hasher};
 use dmopt_ir::{Def, Derived, Graph, Patch, Rewriter, Safety, Storage, Tensor, ValueId};
 
 use crate::{Context, Pass};
@@ -113,15 +112,15 @@ fn groups(values: Vec<ValueId>, key: impl Fn(&ValueId) -> u64) -> Vec<Vec<ValueI
     if values.len() < 2 {
         return Vec::new();
     }
-    let mut by_key: HashMap<u64, Vec<ValueId>> = HashMap::new();
+    let mut by_key: HashMap<u64, Vec<ValueId>> = HashMap::default();
     for value in values {
         by_key.entry(key(&value)).or_default().push(value);
     }
     by_key.into_values().filter(|group| group.len() > 1).collect()
 }
 
-fn hash_of(graph: &Graph, value: ValueId, part: impl Fn(&Tensor, &mut DefaultHasher)) -> u64 {
-    let mut hasher = DefaultHasher::new();
+fn hash_of(graph: &Graph, value: ValueId, part: impl Fn(&Tensor, &mut Fold)) -> u64 {
+    let mut hasher = hasher();
     if let Some(tensor) = tensor_of(graph, value) {
         part(tensor, &mut hasher);
     }
@@ -129,7 +128,7 @@ fn hash_of(graph: &Graph, value: ValueId, part: impl Fn(&Tensor, &mut DefaultHas
 }
 
 /// Hashes the ends of a tensor's bytes, or where they are if that is in another file.
-pub(crate) fn hash_ends(tensor: &Tensor, hasher: &mut DefaultHasher) {
+pub(crate) fn hash_ends(tensor: &Tensor, hasher: &mut Fold) {
     match &tensor.storage {
         Storage::External(range) => (&range.location, range.offset, range.length).hash(hasher),
         Storage::Strings(strings) => strings.hash(hasher),
@@ -143,7 +142,7 @@ pub(crate) fn hash_ends(tensor: &Tensor, hasher: &mut DefaultHasher) {
 }
 
 /// Hashes all bytes of a tensor whose ends do not cover it.
-fn hash_all(tensor: &Tensor, hasher: &mut DefaultHasher) {
+fn hash_all(tensor: &Tensor, hasher: &mut Fold) {
     if tensor.byte_len().is_some_and(|n| n > 2 * END_BYTES as u64)
         && let Some(elements) = Elements::of(tensor)
     {
@@ -246,7 +245,7 @@ mod tests {
         let all = [number(2.0), scaled(1.0, 2.0), scaled(4.0, 0.5), cut];
         for (a, b) in all.iter().flat_map(|a| all.iter().map(move |b| (a, b))) {
             let hash = |tensor: &Tensor| {
-                let mut hasher = DefaultHasher::new();
+                let mut hasher = hasher();
                 hash_ends(tensor, &mut hasher);
                 hash_all(tensor, &mut hasher);
                 hasher.finish()

@@ -45,8 +45,9 @@
 //! }
 //! ```
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 
+use dmopt_ir::hash::{HashMap, HashSet};
 use dmopt_ir::{DType, Def, Dim, Graph, OpId, Patch, Rewriter, Safety, Tensor, TensorType, ValueId};
 
 use crate::accumulate_in_place::has_step;
@@ -147,7 +148,7 @@ pub(crate) fn combinations(graph: &Graph, order: &[OpId]) -> Combinations {
 }
 
 fn read(graph: &Graph, order: &[OpId], finder: &Finder<'_>) -> Combinations {
-    let mut members: HashSet<OpId> = HashSet::new();
+    let mut members: HashSet<OpId> = HashSet::default();
     let mut obstacles = Vec::new();
     let mut found = Vec::new();
     let mut passed = Passed::default();
@@ -218,7 +219,7 @@ impl Passed {
         }
         // Operands first.
         left.ops.sort_unstable_by_key(|&op| graph.op(op).rank);
-        let mut sizes: HashMap<OpId, usize> = HashMap::new();
+        let mut sizes: HashMap<OpId, usize> = HashMap::default();
         for &op in &left.ops {
             let before = graph.predecessors(op).filter_map(|before| sizes.get(&before));
             let size = before.fold(1, |sum: usize, &size| sum.saturating_add(size));
@@ -464,7 +465,7 @@ fn chain(graph: &Graph, root: OpId, combination: &Combination, sorted: bool) -> 
 /// The values that serve a combination alone. A stack that is read twice does not, nor does what is on the way to it.
 fn own(graph: &Graph, root: OpId, ops: &[OpId]) -> HashSet<ValueId> {
     let within: HashSet<OpId> = ops.iter().copied().collect();
-    let (mut own, mut next) = (HashSet::new(), vec![root]);
+    let (mut own, mut next) = (HashSet::default(), vec![root]);
     while let Some(op) = next.pop() {
         for value in graph.op(op).operands().filter(|&v| graph.readers(v) == 1) {
             own.insert(value);

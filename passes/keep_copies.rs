@@ -50,8 +50,8 @@
 //! ```
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
+use dmopt_ir::hash::HashMap;
 use dmopt_ir::{Attribute, Graph, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety, ValueId};
 
 use crate::common_subexpressions::{hash, may_merge, same};
@@ -114,8 +114,8 @@ struct Copy {
 /// can be written otherwise are taken to be so if `apart` says so. What an output of the graph is has to be computed by
 /// an operator of its own.
 fn copies(graph: &Graph, order: &[OpId], apart: bool) -> Vec<Copy> {
-    let mut seen: HashMap<u64, Vec<(OpId, Cow<'_, Op>)>> = HashMap::new();
-    let mut merged: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut seen: HashMap<u64, Vec<(OpId, Cow<'_, Op>)>> = HashMap::default();
+    let mut merged: HashMap<ValueId, ValueId> = HashMap::default();
     let mut copies = Vec::new();
     for &id in order.iter().filter(|&&id| may_merge(graph, id)) {
         let mut op = Cow::Borrowed(graph.op(id));
@@ -123,16 +123,17 @@ fn copies(graph: &Graph, order: &[OpId], apart: bool) -> Vec<Copy> {
             let inputs = op.to_mut().inputs.iter_mut().flatten();
             inputs.for_each(|value| *value = merged.get(value).copied().unwrap_or(*value));
         }
-        let find = |op: &Op| {
-            let alike = seen.get(&hash(op)).into_iter().flatten();
+        let find = |hash: u64, op: &Op| {
+            let alike = seen.get(&hash).into_iter().flatten();
             alike.into_iter().find(|(_, other)| same(other, op)).map(|(id, _)| *id)
         };
-        let of = find(&op).filter(|_| !op.results().any(|value| graph.is_output(value)));
+        let mut key = hash(&op);
+        let of = find(key, &op).filter(|_| !op.results().any(|value| graph.is_output(value)));
         let mut form = op;
         if let Some(of) = of {
             let words = Words::other(graph, &form).and_then(|words| {
                 let other = words.of(&form);
-                match find(&other) {
+                match find(hash(&other), &other) {
                     Some(_) => {
                         Err(Miss::refused("computed more than twice, and there is one other way to write it"))
                     }
@@ -142,7 +143,7 @@ fn copies(graph: &Graph, order: &[OpId], apart: bool) -> Vec<Copy> {
             let (words, other) =
                 words.map_or_else(|miss| (Err(miss), None), |(w, other)| (Ok(w), Some(other)));
             match other.filter(|_| apart) {
-                Some(other) => form = Cow::Owned(other),
+                Some(other) => (key, form) = (hash(&other), Cow::Owned(other)),
                 None => {
                     let results = form.outputs.iter().zip(&graph.op(of).outputs);
                     merged.extend(results.filter_map(|(own, first)| Some(((*own)?, (*first)?))));
@@ -150,7 +151,7 @@ fn copies(graph: &Graph, order: &[OpId], apart: bool) -> Vec<Copy> {
             }
             copies.push(Copy { op: id, of, words });
         }
-        seen.entry(hash(&form)).or_default().push((id, form));
+        seen.entry(key).or_default().push((id, form));
     }
     copies
 }

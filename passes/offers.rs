@@ -35,6 +35,9 @@ pub(crate) type Key = (&'static str, String);
 /// Offers that are taken, with their levels.
 pub(crate) type Taken = BTreeMap<Key, usize>;
 
+/// What came of offers: the name of each new value, with the offer and how many levels that has.
+type Made = HashMap<String, (Key, usize)>;
+
 /// What each pass offers for a graph.
 type Found = BTreeMap<&'static str, Vec<Offer>>;
 
@@ -268,15 +271,15 @@ impl<'a> Offers<'a> {
         open
     }
 
-    /// Takes those of a pass's offers that are in `taken` and not done yet. `made` learns which values came of each, and
-    /// how many levels it has.
+    /// Takes those of a pass's offers that are in `taken` and not done yet. `made`, if it is there, learns which values came
+    /// of each.
     fn take(
         &self,
         (pass, offers): (&'static dyn Pass, &[Offer]),
         taken: &Taken,
         done: &mut BTreeSet<Key>,
         rewriter: &mut Rewriter<'_>,
-        made: &mut HashMap<String, (Key, usize)>,
+        mut made: Option<&mut Made>,
         refused: &mut dyn FnMut(&Key, String),
     ) {
         let planning = self.planning;
@@ -294,9 +297,11 @@ impl<'a> Offers<'a> {
             let patch: Result<Patch, Miss> = pass.take(graph, planning, offer, level.min(offer.levels - 1));
             match patch.map(|patch| rewriter.apply(patch)) {
                 Ok(Ok(())) => {
-                    let graph = rewriter.graph();
-                    let new = graph.values_from(first);
-                    made.extend(new.map(|v| (graph.value(v).name.clone(), (key.clone(), offer.levels))));
+                    if let Some(made) = made.as_deref_mut() {
+                        let graph = rewriter.graph();
+                        let names = graph.values_from(first).map(|v| graph.value(v).name.clone());
+                        made.extend(names.map(|name| (name, (key.clone(), offer.levels))));
+                    }
                     done.insert(key);
                 }
                 Ok(Err(refusal)) => refused(&key, refusal.to_string()),
@@ -315,7 +320,7 @@ impl<'a> Offers<'a> {
         rewriter: &mut Rewriter<'_>,
     ) {
         let offers = pass.offers(rewriter.graph(), self.planning);
-        self.take((pass, &offers), taken, done, rewriter, &mut HashMap::new(), &mut |_, _| {});
+        self.take((pass, &offers), taken, done, rewriter, None, &mut |_, _| {});
     }
 }
 
@@ -343,8 +348,6 @@ struct TrialsOf<'a> {
 struct Edited {
     graph: Graph,
     names: Names,
-    /// What came of them: the name of each new value, with the offer and how many levels that has.
-    made: HashMap<String, (Key, usize)>,
     /// Why some came to nothing.
     refused: BTreeMap<Key, String>,
 }
@@ -358,10 +361,10 @@ struct Planned<'g> {
 }
 
 impl TrialsOf<'_> {
-    fn edited(&self, taken: &Taken) -> Option<Edited> {
+    fn edited(&self, taken: &Taken, mut made: Option<&mut Made>) -> Option<Edited> {
         let offers = self.offers;
         let (mut graph, mut names, mut fuel) = (self.graph.clone(), self.names.clone(), None);
-        let (mut made, mut refused) = (HashMap::new(), BTreeMap::new());
+        let mut refused = BTreeMap::new();
         let taking: Result<(), ()> = offers.each(taken, |pass, done| {
             // Before the first edit the offers are those of the graph that every trial begins with.
             let known = self.found.get(pass.name()).filter(|_| done.is_empty());
@@ -371,13 +374,13 @@ impl TrialsOf<'_> {
             };
             let mut rewriter = Rewriter::new(&mut graph, &mut names, offers.allow, &mut fuel);
             let mut note = |key: &Key, reason: String| _ = refused.insert(key.clone(), reason);
-            offers.take((pass, &own), taken, done, &mut rewriter, &mut made, &mut note);
+            offers.take((pass, &own), taken, done, &mut rewriter, made.as_deref_mut(), &mut note);
             rewriter.finish().map_err(drop)?;
             learn(&mut graph);
             Ok(())
         });
         taking.ok()?;
-        Some(Edited { graph, names, made, refused })
+        Some(Edited { graph, names, refused })
     }
 
     /// A graph as the target runs it.
@@ -417,7 +420,7 @@ impl TrialsOf<'_> {
 
 impl Trials for TrialsOf<'_> {
     fn attempt(&self, taken: &Taken, effort: &Effort, with_ideal: bool) -> Option<Trial> {
-        let Edited { graph, mut names, refused, .. } = self.edited(taken)?;
+        let Edited { graph, mut names, refused } = self.edited(taken, None)?;
         let mut trial = |trials: &Self, graph: Cow<'_, Graph>| {
             let Planned { graph, timelines, flops, least_bytes } =
                 trials.planned(graph, &mut names, effort)?;
@@ -432,7 +435,8 @@ impl Trials for TrialsOf<'_> {
     }
 
     fn around(&self, taken: &Taken, effort: &Effort) -> Option<Around> {
-        let Edited { graph, mut names, made, .. } = self.edited(taken)?;
+        let mut made = Made::new();
+        let Edited { graph, mut names, .. } = self.edited(taken, Some(&mut made))?;
         let open = self.offers.open(&graph, &self.offers.found(&graph), taken);
         let Planned { graph, timelines, .. } = self.planned(Cow::Owned(graph), &mut names, effort)?;
         let hot = hot(&timelines[0], &graph);

@@ -30,9 +30,9 @@ mod tests;
 mod values;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use crate::hash::HashMap;
 use crate::{AttributeValue, DType, Dim, Op, Shape, Tensor, TensorType, Type};
 use size::Size;
 use values::{Int, Ints};

@@ -113,11 +113,7 @@ impl<'g> Planner<'g> {
     ///
     /// # Errors
     /// A body has a cycle.
-    pub fn new(
-        graph: &'g Graph,
-        sized: &'g Graph,
-        settings: &Settings,
-    ) -> Result<Planner<'g>, Unknown> {
+    pub fn new(graph: &'g Graph, sized: &'g Graph, settings: &Settings) -> Result<Planner<'g>, Unknown> {
         Ok(Planner(Arc::new(Basis::new(graph, sized, settings, None)?)))
     }
 

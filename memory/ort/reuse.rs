@@ -20,9 +20,9 @@
 //! - A buffer is freed after the last operator that reads any value in it (`GenerateDeallocationPlan`). So a buffer that
 //!   was given up and taken again is held in between, and one that nothing reads is held to the end.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
+use dmopt_ir::hash::HashMap;
 use dmopt_ir::{Def, Dim, Graph, Op, OpId, ValueId};
 
 use super::captures::implicit_inputs;
@@ -108,7 +108,7 @@ impl Offers {
     /// tells that the graph is the body of a `Loop`.
     pub fn new(graph: &Graph, kernels: Kernels, known: &Known<'_>, in_loop: bool) -> Offers {
         let mut of = vec![Offer::default(); graph.value_bound()];
-        let mut classes: HashMap<(u32, &[Dim]), Class> = HashMap::new();
+        let mut classes: HashMap<(u32, &[Dim]), Class> = HashMap::default();
         for value in graph.values() {
             let next = classes.len() as Class;
             of[value.index()].class =

@@ -1,8 +1,8 @@
 //! Reading a linear combination out of a graph.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
 
+use dmopt_ir::hash::{HashMap, HashSet};
 use dmopt_ir::{Dim, Graph, Op, OpId, TensorType, ValueId};
 
 use super::factor::{broadcasts_into, is_single};
@@ -146,8 +146,17 @@ impl Combination {
 
     /// Makes one term of those with the same `x` (or none) and the same computed coefficient.
     pub(super) fn merge(&mut self) {
+        // Most combinations have a term or two.
+        if let [] | [_] = self.terms[..] {
+            return;
+        }
+        if let [first, second] = &self.terms[..]
+            && first.x != second.x
+        {
+            return;
+        }
         let mut merged: Vec<Term> = Vec::new();
-        let mut places: HashMap<Option<ValueId>, Vec<usize>> = HashMap::new();
+        let mut places: HashMap<Option<ValueId>, Vec<usize>> = HashMap::default();
         for term in self.terms.drain(..) {
             let places = places.entry(term.x).or_default();
             let known = places.iter().find(|&&at| merged[at].factor.parts == term.factor.parts);
@@ -215,6 +224,8 @@ fn is_normalised(graph: &Graph, mut value: ValueId) -> bool {
 /// Reads combinations out of one graph.
 pub struct Finder<'g> {
     pub(super) graph: &'g Graph,
+    /// Operands broadcast by the rules of today; before version 7, attributes said how.
+    broadcasts: bool,
     obstacles: RefCell<Vec<(OpId, String)>>,
     /// Values that are no stack along an axis, as far as one combination can see.
     pub(super) is_whole: RefCell<HashSet<(ValueId, usize)>>,
@@ -237,6 +248,7 @@ impl<'g> Finder<'g> {
     pub fn new(graph: &'g Graph) -> Finder<'g> {
         Finder {
             graph,
+            broadcasts: graph.opset("") >= 7,
             obstacles: RefCell::default(),
             is_whole: RefCell::default(),
             #[cfg(test)]
@@ -266,6 +278,10 @@ impl<'g> Finder<'g> {
         all.merge();
         // A partial sum that is read several times, but within this combination alone, need not exist either:
         // a + w * (b - a) reads a twice. As many are looked through as there may be terms.
+        let is_read_again = |t: &Term| t.x.is_some_and(|x| self.graph.readers(x) > 1);
+        if !all.terms.iter().any(is_read_again) {
+            return Ok(all);
+        }
         let mut ops: HashSet<OpId> = all.ops.iter().copied().collect();
         for _ in 0..MAX_TERMS {
             let within = |t: &Term| self.within(t.x?, &all, &ops);
@@ -335,9 +351,8 @@ impl<'g> Finder<'g> {
         self.looks.set(self.looks.get() + 1);
         let id = self.graph.producer(value)?;
         let op = self.graph.op(id);
-        // Before version 7, attributes said how operands broadcast.
-        let broadcasts = op.is_standard() && self.graph.opset("") >= 7;
-        if !broadcasts || op.output(0) != Some(value) || op.results().count() != 1 {
+        let is_read = self.broadcasts && op.is_standard();
+        if !is_read || op.output(0) != Some(value) || op.results().count() != 1 {
             return None;
         }
         let known = self.graph.tensor_type(value).filter(|t| t.shape.is_some());
