@@ -224,8 +224,8 @@ pub fn encode(model: &ModelProto) -> Vec<Bytes> {
     pieces.done
 }
 
-/// Writes the encoded model piece by piece: no more of it is in memory at a time than some MiB and what the model itself has
-/// there. Gives the number of bytes.
+/// Writes the encoded model piece by piece: no more of it is in memory at a time than [`AT_ONCE`] bytes and what the model
+/// itself has there. Gives the number of bytes.
 fn encode_to(model: &ModelProto, to: &mut dyn Write) -> io::Result<u64> {
     let mut writer = Writer { tail: BytesMut::new(), to, written: Ok(0) };
     model.encode_raw(&mut writer);
