@@ -32,6 +32,9 @@ struct Scale {
     by: Arc<[f64]>,
 }
 
+/// Bytes of elements with one factor for which it pays to work out which of them fit.
+const LONG_ENOUGH: usize = 128;
+
 /// Bytes that a processor looks at before it asks for more: as long as waking a thread takes, and some.
 const SHARE: usize = 1 << 18;
 
@@ -53,7 +56,8 @@ impl Derived {
         let each = each.clamp(1, block.len().max(1));
         debug_assert!(by.len() >= (block.len() / width).div_ceil(each), "a factor for each run");
         let fits = |(run, by): (&[u8], &f64)| {
-            if dtype == DType::F32 && by.is_finite() && all_fit(run, by.abs()) {
+            if dtype == DType::F32 && run.len() >= LONG_ENOUGH && by.is_finite() && surely_fit(run, by.abs())
+            {
                 return true;
             }
             let (least, most) = magnitudes(dtype, run, smallest, largest);
@@ -187,10 +191,10 @@ impl Scale {
     }
 }
 
-/// True if the products of these elements of f32 with a factor surely have all digits and are finite. This is all that is asked of
-/// nearly every weight, and it is seen many elements at a time: magnitudes of f32 are in the order of their bits, and one
-/// beyond the first or the last that fits makes a difference negative.
-fn all_fit(elements: &[u8], by: f64) -> bool {
+/// True if the products of these elements of f32 with a factor surely have all digits and are finite. Of nearly every weight
+/// nothing else has to be known, and it is seen many elements at a time: magnitudes of f32 are in the order of their bits,
+/// and one beyond the first or the last that fits makes a difference negative. Zero always fits.
+fn surely_fit(elements: &[u8], by: f64) -> bool {
     let first = (f64::from(f32::MIN_POSITIVE) / by) as f32;
     let last = (f64::from(f32::MAX) / by) as f32;
     // One more on either side makes up for the rounding of the bounds.
@@ -202,7 +206,8 @@ fn all_fit(elements: &[u8], by: f64) -> bool {
     let (first, last) = (first.to_bits() as i32, last.to_bits() as i32);
     let beyond = elements.as_chunks::<4>().0.iter().fold(0, |beyond, c| {
         let bits = i32::from_le_bytes(*c) & i32::MAX;
-        beyond | bits.wrapping_sub(first) | last.wrapping_sub(bits)
+        let above_first = if bits == 0 { 0 } else { bits - first };
+        beyond | above_first | (last - bits)
     });
     beyond >= 0
 }
@@ -299,7 +304,13 @@ mod tests {
             let overflows = value.is_finite() && product > largest;
             let loses_digits = is_normal && by != 0.0 && product < smallest;
             let fits = by.is_finite() && !overflows && !loses_digits;
-            assert_eq!(scaled(DType::F32, &[value], 1, &[by]).is_some(), fits, "{value} {by}");
+            // Among zeros, which always fit, in a run that is short and in one that is long.
+            let (value, by) =
+                (if u.arbitrary()? { -value } else { value }, if u.arbitrary()? { -by } else { by });
+            for zeros in [0, 70] {
+                let values = [vec![0.0; zeros], vec![value]].concat();
+                assert_eq!(scaled(DType::F32, &values, 71, &[by]).is_some(), fits, "{value} {by} {zeros}");
+            }
             Ok(())
         });
     }

@@ -1,5 +1,5 @@
-//! Maps and sets by hash. Keys come out of files, so seeds are those of the process: no file can be made whose keys all
-//! collide. Nothing may depend on the order in which they list what they have.
+//! Maps and sets by hash. Keys come out of files, so seeds are made when the process runs: no file can be made beforehand
+//! whose keys all collide. Nothing may depend on the order in which they list what they have.
 
 use std::hash::BuildHasher;
 use std::sync::LazyLock;

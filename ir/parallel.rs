@@ -23,7 +23,8 @@ fn pool_of(threads: usize) -> Option<ThreadPool> {
     ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build().ok()
 }
 
-/// How many threads can run at once. Asking the system takes as long as a small piece of work.
+/// How many threads can run at once, as the system says when it is asked for the first time: to ask takes as long as a small
+/// piece of work.
 pub fn processors() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))

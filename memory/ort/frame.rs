@@ -28,8 +28,8 @@ pub(super) enum Run {
     Later,
 }
 
-/// What a plan needs to know whatever the order is: a graph that is planned in many is looked at once. `graph` has known
-/// sizes; `planned` is the same graph as ONNX Runtime knows it.
+/// What a plan needs to know whatever the order is, so that a graph that is planned in many orders is looked at once.
+/// `graph` has known sizes; `planned` is the same graph as ONNX Runtime knows it.
 #[derive(Debug)]
 pub(super) struct Basis<'g> {
     graph: &'g Graph,

@@ -108,8 +108,8 @@ pub fn plan(graph: &Graph, settings: &Settings) -> Result<Plan, Unknown> {
 pub struct Planner<'g>(Arc<Basis<'g>>);
 
 impl<'g> Planner<'g> {
-    /// Sees to what does not depend on the order. `sized` is the graph with a size for everything; the order in the
-    /// settings is that of bodies.
+    /// Sees to what does not depend on the order. `sized` is the graph with a size for everything, so the sizes in the
+    /// settings do not count; the order in them is that of bodies.
     ///
     /// # Errors
     /// A body has a cycle.
@@ -198,6 +198,53 @@ mod tests {
         let plan = planned(&graph("a = Abs(x) b = ReduceSum<keepdims = 1>(a) c = Exp(b) y = Mul(a, c)"));
         assert_eq!(plan.first_run.peak_bytes, 2 * T + 4);
         assert_eq!(plan.first_run.arena_peak_bytes(), 2 * T + 256);
+    }
+
+    #[test]
+    fn a_planner_says_of_every_order_what_a_new_one_says() {
+        let text = "g (bool p, float[256] x) => (float[256] y) {
+            a = Abs(x)  b = Exp(a)  c = Neg(x)
+            d = If (p) <
+                then_branch = t () => (float[256] r) { e = Exp(c)  r = Add(e, b) },
+                else_branch = f () => (float[256] s) { s = Neg(c) }>
+            y = Add(d, a)
+        }";
+        let mut graph = parse_graph(text, default_opsets()).unwrap();
+        infer::infer_graph(&mut graph);
+        let file = graph.order().unwrap();
+        let [a, b, c, d, y] = file[..] else { panic!() };
+        let planner = || Planner::new(&graph, &graph, &Settings::default()).unwrap();
+        let shared = planner();
+        let plans: Vec<Timeline> = [[c, a, b, d, y], [a, b, c, d, y], [a, c, b, d, y]]
+            .map(|order| {
+                let timeline = shared.first_run(order.to_vec()).unwrap();
+                assert_eq!(timeline, planner().first_run(order.to_vec()).unwrap());
+                timeline
+            })
+            .into();
+        assert_eq!(
+            plans[1],
+            plan(&graph, &Settings { order: Order::Priority, ..Settings::default() }).unwrap().first_run
+        );
+        assert_ne!(plans[0], plans[1]);
+    }
+
+    #[test]
+    fn a_size_that_is_not_known_in_a_body_is_named_in_every_order() {
+        let text = "g (bool p, float[256] x) => (float[256] y) {
+            a = Abs(x)
+            d = If (p) <
+                then_branch = t () => (float[256] r) { u = odd.Thing(x)  r = Add(x, x) },
+                else_branch = f () => (float[256] s) { s = Neg(x) }>
+            y = Add(d, a)
+        }";
+        let mut graph = parse_graph(text, default_opsets()).unwrap();
+        infer::infer_graph(&mut graph);
+        let [a, d, y] = graph.order().unwrap()[..] else { panic!() };
+        let planner = Planner::new(&graph, &graph, &Settings::default()).unwrap();
+        for order in [[a, d, y], [d, a, y]] {
+            assert_eq!(planner.first_run(order.into()).unwrap_err(), Unknown::Sizes(vec!["u".to_string()]));
+        }
     }
 
     #[test]

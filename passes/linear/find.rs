@@ -224,7 +224,7 @@ fn is_normalised(graph: &Graph, mut value: ValueId) -> bool {
 /// Reads combinations out of one graph.
 pub struct Finder<'g> {
     pub(super) graph: &'g Graph,
-    /// Operands broadcast by the rules of today; before version 7, attributes said how.
+    /// True if operands broadcast by the rules of today; before version 7, attributes said how.
     broadcasts: bool,
     obstacles: RefCell<Vec<(OpId, String)>>,
     /// Values that are no stack along an axis, as far as one combination can see.
@@ -351,8 +351,7 @@ impl<'g> Finder<'g> {
         self.looks.set(self.looks.get() + 1);
         let id = self.graph.producer(value)?;
         let op = self.graph.op(id);
-        let is_read = self.broadcasts && op.is_standard();
-        if !is_read || op.output(0) != Some(value) || op.results().count() != 1 {
+        if !self.broadcasts || !op.is_standard() || op.output(0) != Some(value) || op.results().count() != 1 {
             return None;
         }
         let known = self.graph.tensor_type(value).filter(|t| t.shape.is_some());
