@@ -56,12 +56,15 @@ impl Derived {
         let each = each.clamp(1, block.len().max(1));
         debug_assert!(by.len() >= (block.len() / width).div_ceil(each), "a factor for each run");
         let fits = |(run, by): (&[u8], &f64)| {
-            if dtype == DType::F32 && run.len() >= LONG_ENOUGH && by.is_finite() && surely_fit(run, by.abs())
-            {
+            if !by.is_finite() {
+                return false;
+            }
+            let by = by.abs();
+            if dtype == DType::F32 && run.len() >= LONG_ENOUGH && surely_fit(run, by) {
                 return true;
             }
             let (least, most) = magnitudes(dtype, run, smallest, largest);
-            by.is_finite() && most * by.abs() <= largest && (*by == 0.0 || least * by.abs() >= smallest)
+            most * by <= largest && (by == 0.0 || least * by >= smallest)
         };
         let runs = (SHARE / (each * width)).max(1);
         let shares: Vec<(&[u8], &[f64])> = block.chunks(runs * each * width).zip(by.chunks(runs)).collect();
@@ -224,16 +227,8 @@ fn magnitudes(dtype: DType, elements: &[u8], smallest: f64, largest: f64) -> (f6
         })
     }
     match dtype {
-        // Magnitudes of f32 are in the order of their bits, which are compared many at a time.
         DType::F32 => {
-            let (normal, infinite) = (f32::MIN_POSITIVE.to_bits() as i32, f32::INFINITY.to_bits() as i32);
-            let bits = elements.as_chunks::<4>().0.iter().map(|c| i32::from_le_bytes(*c) & i32::MAX);
-            let (least, most) = bits.fold((infinite, 0), |(least, most), bits| {
-                let low = if bits >= normal { bits } else { infinite };
-                let high = if bits < infinite { bits } else { 0 };
-                (least.min(low), most.max(high))
-            });
-            (f32::from_bits(least as u32).into(), f32::from_bits(most as u32).into())
+            of(elements.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c).into()), smallest, largest)
         }
         DType::F64 => of(elements.as_chunks().0.iter().map(|c| f64::from_le_bytes(*c)), smallest, largest),
         DType::F16 => {

@@ -178,15 +178,8 @@ impl Sized<'_> {
     /// # Errors
     /// A size is not known.
     pub(crate) fn peaks(&self) -> Result<Vec<u64>, Unknown> {
-        self.peaks_in(&execution_order(self.graph, Order::ReverseDepthFirst)?)
-    }
-
-    /// Bytes that one run needs at each of the sizes, if operators are executed in this order.
-    ///
-    /// # Errors
-    /// A size is not known.
-    pub(crate) fn peaks_in(&self, order: &[OpId]) -> Result<Vec<u64>, Unknown> {
-        Ok(self.plans()?.timelines_in(order)?.iter().map(|timeline| timeline.peak_bytes).collect())
+        let order = execution_order(self.graph, Order::ReverseDepthFirst)?;
+        Ok(self.plans()?.timelines_in(&order)?.iter().map(|timeline| timeline.peak_bytes).collect())
     }
 }
 
