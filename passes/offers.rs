@@ -68,6 +68,9 @@ const NEAR_PEAK: u64 = 63;
 /// How many operators the graphs of all trials together may have: some seconds of work.
 const WORK: usize = 300_000;
 
+/// Levels that are tried at the same time where others may not be needed.
+const AT_ONCE: usize = 2;
+
 /// One part in this many comes on top of it for the last step.
 const LAST: usize = 10;
 
@@ -144,6 +147,17 @@ impl Trial {
 
     fn no_worse(&self, other: &Trial) -> bool {
         self.peaks.iter().zip(&other.peaks).all(|(now, before)| now <= before)
+    }
+
+    /// True if a longer search for its order might get far below the best.
+    fn may_beat(&self, best: &Trial) -> bool {
+        self.least_bytes < best.peaks[0] - best.peaks[0] / WORTH_CARE
+    }
+
+    /// True if this level of what is tried is better neither than the milder one before nor than the best, so that finer ones
+    /// are not tried.
+    fn is_in_vain(&self, before: Option<&Trial>, best: &Trial) -> bool {
+        before.is_some_and(|before| !self.beats(before)) && !self.beats(best) && !self.may_beat(best)
     }
 }
 
@@ -590,7 +604,7 @@ impl<'s> Search<'s> {
         let _: Option<()> = self.try_each(&steps, &best.taken, |search, step, trial| {
             match (trial, &least) {
                 (trial, None) if step.is_empty() => least = trial,
-                (Some(trial), Some(least)) if trial.flops as f64 <= search.allowed => {
+                (Some(trial), Some(least)) if !search.is_too_much(&trial) => {
                     let lower = |found: &Trial| trial.no_worse(found) && trial.is_below(found, WORTH_A_LEVEL);
                     if trial.no_worse(least)
                         && trial.is_below(least, WORTH_CARE)
@@ -635,9 +649,22 @@ impl<'s> Search<'s> {
         &mut self,
         changes: &[C],
         taken: &Taken,
+        look: impl FnMut(&mut Self, &C, Option<Trial>) -> ControlFlow<B>,
+    ) -> Option<B> {
+        let each: Vec<&[C]> = changes.chunks(1).collect();
+        self.try_series(&each, taken, |_, _| false, look)
+    }
+
+    /// The same for series of changes: each goes on to its next change until a trial ends it, which is told from that trial
+    /// and the one before it.
+    fn try_series<C: Change, B>(
+        &mut self,
+        series: &[impl AsRef<[C]>],
+        taken: &Taken,
+        ends: impl Fn(Option<&Trial>, &Trial) -> bool + Sync,
         mut look: impl FnMut(&mut Self, &C, Option<Trial>) -> ControlFlow<B>,
     ) -> Option<B> {
-        self.at_end |= self.work == 0 && !changes.is_empty();
+        self.at_end |= self.work == 0 && !series.is_empty();
         if self.at_end {
             return None;
         }
@@ -651,21 +678,35 @@ impl<'s> Search<'s> {
             let trial = self.known.get(&taken).cloned();
             (change, taken, trial)
         };
-        let todo: Vec<(&C, Taken, Option<Trial>)> = changes.iter().map(known).collect();
-        let make = |(_, taken, known): &(&C, Taken, Option<Trial>)| {
-            known.clone().or_else(|| trials.attempt(taken, effort, with_ideal))
-        };
-        let looked = parallel::in_order(&todo, make, |(change, taken, _), trial| {
-            if self.work == 0 {
-                self.at_end = true;
-                return ControlFlow::Break(None);
+        let todo: Vec<Vec<(&C, Taken, Option<Trial>)>> =
+            series.iter().map(|changes| changes.as_ref().iter().map(known).collect()).collect();
+        let make = |series: &Vec<(&C, Taken, Option<Trial>)>| {
+            let mut made: Vec<Option<Trial>> = Vec::new();
+            for (_, taken, known) in series {
+                let trial = known.clone().or_else(|| trials.attempt(taken, effort, with_ideal));
+                let before = made.last().and_then(Option::as_ref);
+                let is_last = trial.as_ref().is_some_and(|trial| ends(before, trial));
+                made.push(trial);
+                if is_last {
+                    break;
+                }
             }
-            self.work = self.work.saturating_sub(trial.as_ref().map_or(0, |trial| cost * trial.ops));
-            let trial = trial.map(|mut trial| {
-                self.on_ideal.extend(trial.on_ideal.take().map(|ideal| (taken.clone(), *ideal)));
-                self.known.entry(taken.clone()).or_insert(trial).clone()
-            });
-            look(self, change, trial).map_break(Some)
+            made
+        };
+        let looked = parallel::in_order(&todo, make, |series, made| {
+            for ((change, taken, _), trial) in series.iter().zip(made) {
+                if self.work == 0 {
+                    self.at_end = true;
+                    return ControlFlow::Break(None);
+                }
+                self.work = self.work.saturating_sub(trial.as_ref().map_or(0, |trial| cost * trial.ops));
+                let trial = trial.map(|mut trial| {
+                    self.on_ideal.extend(trial.on_ideal.take().map(|ideal| (taken.clone(), *ideal)));
+                    self.known.entry(taken.clone()).or_insert(trial).clone()
+                });
+                look(self, change, trial).map_break(Some)?;
+            }
+            ControlFlow::Continue(())
         });
         looked.break_value().flatten()
     }
@@ -702,53 +743,76 @@ impl<'s> Search<'s> {
         self.reasons.extend(refused);
         let next: Vec<(&Key, &Range<usize>)> =
             next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
-        let (mut steps, alone) = steps(&next);
-        let together = steps.len();
-        if !self.is_careful {
-            steps.extend(alone);
-        }
         self.uncertain.clear();
-        let mut found: Option<Trial> = None;
-        let mut count = 0;
-        self.try_each(&steps, &best.taken, |search, step, trial| {
-            count += 1;
-            let too_much = trial.as_ref().is_some_and(|trial| trial.flops as f64 > search.allowed);
-            let fits =
-                trial.as_ref().is_some_and(|trial| !too_much && trial.no_worse(best) && search.fits(trial));
-            match trial {
-                Some(trial) if fits || !too_much && trial.beats(best) => {
-                    let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
-                    if found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
-                        found = Some(trial);
-                    }
+        let found = self.together(&next, best);
+        match found.is_none() && next.len() > 1 && !self.is_careful {
+            true => self.alone(&next, best),
+            false => found,
+        }
+    }
+
+    /// All offers at once, at the level at which that helps most.
+    fn together(&mut self, next: &[(&Key, &Range<usize>)], best: &Trial) -> Option<Trial> {
+        let (mut found, mut before): (Option<Trial>, Option<Trial>) = (None, None);
+        for steps in levels(next).chunks(AT_ONCE) {
+            let end = self.try_each(steps, &best.taken, |search, step, trial| {
+                let gets_further = search.gets_further(step, trial.as_ref(), best);
+                let Some(trial) = trial else { return ControlFlow::Continue(()) };
+                let fits = gets_further && search.fits(&trial);
+                if !gets_further && !search.is_too_much(&trial) && trial.may_beat(best) {
+                    search.uncertain.push(step.clone());
                 }
-                trial => {
-                    let may_beat =
-                        |trial: &Trial| trial.least_bytes < best.peaks[0] - best.peaks[0] / WORTH_CARE;
-                    if count <= together && !too_much && trial.as_ref().is_some_and(may_beat) {
-                        search.uncertain.push(step.clone());
-                    }
-                    if let [(key, _)] = &step[..] {
-                        let refused = |trial: Trial| trial.refused.get(key).cloned();
-                        let reason = match trial.map(refused) {
-                            None => "a size would not be known with it".to_string(),
-                            Some(Some(reason)) => reason,
-                            Some(None) if too_much => {
-                                "it would take more arithmetic than allowed".to_string()
-                            }
-                            Some(None) => format!("the peak would not fall below {} bytes", best.peaks[0]),
-                        };
-                        search.useless.insert(key.clone(), reason);
-                    }
+                let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
+                if gets_further && found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
+                    found = Some(trial.clone());
                 }
+                let is_last = fits || trial.is_in_vain(before.as_ref(), best);
+                before = Some(trial);
+                if is_last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            if end.is_some() {
+                break;
             }
-            // One alone is tried only where all together do not help at any level.
-            match found.is_some() && (fits || count >= together) {
-                true => ControlFlow::Break(()),
+        }
+        found
+    }
+
+    /// The first offer that helps alone, at the mildest level at which it does.
+    fn alone(&mut self, next: &[(&Key, &Range<usize>)], best: &Trial) -> Option<Trial> {
+        let series: Vec<Vec<Step>> = next.chunks(1).map(levels).collect();
+        let ends = |before: Option<&Trial>, trial: &Trial| trial.beats(best) || trial.is_in_vain(before, best);
+        let found = self.try_series(&series, &best.taken, ends, |search, step, trial| {
+            match search.gets_further(step, trial.as_ref(), best) {
+                true => ControlFlow::Break(trial),
                 false => ControlFlow::Continue(()),
             }
         });
-        found
+        found.flatten()
+    }
+
+    /// True if a trial with these offers taken is better than the best. If it is not, and there is one of them, that is
+    /// useless, with the reason.
+    fn gets_further(&mut self, step: &Step, trial: Option<&Trial>, best: &Trial) -> bool {
+        let too_much = trial.is_some_and(|trial| self.is_too_much(trial));
+        let is_better = |trial: &Trial| trial.beats(best) || trial.no_worse(best) && self.fits(trial);
+        if !too_much && trial.is_some_and(is_better) {
+            return true;
+        }
+        if let [(key, _)] = &step[..] {
+            let reason = match trial.map(|trial| trial.refused.get(key)) {
+                None => "a size would not be known with it".to_string(),
+                Some(Some(reason)) => reason.clone(),
+                Some(None) if too_much => "it would take more arithmetic than allowed".to_string(),
+                Some(None) => format!("the peak would not fall below {} bytes", best.peaks[0]),
+            };
+            self.useless.insert(key.clone(), reason);
+        }
+        false
+    }
+
+    /// True if it takes more arithmetic than allowed.
+    fn is_too_much(&self, trial: &Trial) -> bool {
+        trial.flops as f64 > self.allowed
     }
 
     /// Takes back what is as good undone, each by itself as far as that goes, then two at once.
@@ -860,19 +924,14 @@ impl Change for [Milder; 2] {
     }
 }
 
-/// What to try, one after the other: all offers at once, from the mildest levels on, then each alone, where there are
-/// several.
-fn steps(next: &[(&Key, &Range<usize>)]) -> (Vec<Step>, Vec<Step>) {
-    let levels = |offers: &[(&Key, &Range<usize>)]| {
-        let most = offers.iter().map(|(_, levels)| levels.len()).max().unwrap_or(0);
-        let at = |further: usize| {
-            let level = |levels: &Range<usize>| (levels.start + further).min(levels.end - 1);
-            offers.iter().map(|(key, levels)| ((*key).clone(), level(levels))).collect()
-        };
-        (0..most).map(at).collect::<Vec<Step>>()
+/// These offers at once, at their mildest levels, at the next ones, and so on until each is at its last.
+fn levels(offers: &[(&Key, &Range<usize>)]) -> Vec<Step> {
+    let most = offers.iter().map(|(_, levels)| levels.len()).max().unwrap_or(0);
+    let at = |further: usize| {
+        let level = |levels: &Range<usize>| (levels.start + further).min(levels.end - 1);
+        offers.iter().map(|(key, levels)| ((*key).clone(), level(levels))).collect()
     };
-    let alone = if next.len() > 1 { next.chunks(1).flat_map(levels).collect() } else { Vec::new() };
-    (levels(next), alone)
+    (0..most).map(at).collect()
 }
 
 /// Infers types where more than what patches brought with them can follow: where something is not known.
