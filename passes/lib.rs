@@ -147,7 +147,8 @@ pub struct Offer {
     /// Values that would no longer exist, or not at once: the offer is looked at while one of them is in memory at the
     /// peak.
     pub relieves: Vec<ValueId>,
-    /// How far the edit can go: `take` knows levels from 0, the mildest, up to this, left out.
+    /// How far the edit can go: `take` knows levels from 0, the mildest, up to this, left out. Each makes about twice as many
+    /// slices of something as the one before.
     pub levels: usize,
     /// Why it cannot be taken, where that is known before it is tried: told of, where it would matter.
     pub refused: Option<Miss>,

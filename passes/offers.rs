@@ -154,10 +154,14 @@ impl Trial {
         self.least_bytes < best.peaks[0] - best.peaks[0] / WORTH_CARE
     }
 
-    /// True if this level of what is tried is better neither than the milder one before nor than the best, so that finer ones
-    /// are not tried.
+    /// True if neither this level of what is tried beats the best nor finer ones are likely to: at each, slices are half as wide,
+    /// so that all of them together gain at most what this one gained over the milder one before.
     fn is_in_vain(&self, before: Option<&Trial>, best: &Trial) -> bool {
-        before.is_some_and(|before| !self.beats(before)) && !self.beats(best) && !self.may_beat(best)
+        let ends_above = |before: &Trial| {
+            let (now, least) = (self.peaks[0], best.peaks[0] - best.peaks[0] / WORTHWHILE);
+            now.saturating_sub(before.peaks[0].saturating_sub(now)) >= least
+        };
+        before.is_some_and(ends_above) && !self.beats(best) && !self.may_beat(best)
     }
 }
 
