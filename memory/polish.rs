@@ -5,6 +5,8 @@
 //! are moved: one that runs later to a place before it, with all that it waits for, or one that runs earlier to a place
 //! behind it, with all that waits for it. A move that helps is kept, until none does or the caller has seen enough.
 
+use dmopt_ir::hash::HashSet;
+
 use crate::Problem;
 
 /// How an order is judged: less is better, by the peak first.
@@ -29,10 +31,12 @@ pub fn polish(
     weigh: &mut dyn FnMut(&[usize]) -> Option<Weight>,
 ) -> Vec<usize> {
     let Some(mut best) = weigh(&order) else { return order };
+    // Where operators wait for each other, many moves come to the same order.
+    let mut seen = HashSet::from_iter([order.clone()]);
     'better: loop {
         for (from, to) in moves(best.at, order.len()) {
             let moved = moved(problem, &order, from, to);
-            if moved == order {
+            if !seen.insert(moved.clone()) {
                 continue;
             }
             let Some(weight) = weigh(&moved) else { return order };
@@ -133,6 +137,19 @@ mod tests {
             Some(Weight { peak_bytes: off.iter().sum::<usize>() as u64, steps: 1, at })
         };
         assert_eq!(polish(&free, vec![0, 1, 2, 3, 4], &mut weigh), [4, 3, 2, 1, 0]);
+    }
+
+    #[test]
+    fn no_order_is_weighed_twice() {
+        arbtest::arbtest(|u| {
+            let problem = crate::laws::random(u, 2, 30)?;
+            let mut seen = std::collections::HashSet::new();
+            polish(&problem, (0..problem.len()).collect(), &mut |order| {
+                assert!(seen.insert(order.to_vec()), "{order:?}");
+                Some(Weight { peak_bytes: problem.peak(order), steps: 1, at: problem.len() / 2 })
+            });
+            Ok(())
+        });
     }
 
     #[test]
