@@ -3,9 +3,11 @@
 //! The graph is at rest when this begins. A trial is a copy of it in which some offers are taken, each at a level, with
 //! the target's operators put in and the operators ordered anew; its peak is that of the runtime's plan. While a trial
 //! needs less than the best so far, the offers that touch what is in memory at its peak are taken further: all of them
-//! together, at the level at which that helps most, or where it does not help one at a time. Then whatever can be taken
-//! back, wholly or to a milder level, by itself or two at once, without a higher peak (or one that does not fit) is taken
-//! back, so no more is changed than pays. Where that brings the peak down, which is elsewhere then, it begins again.
+//! together, at the level at which that helps most, or where it does not help one at a time. Slices are half as wide at each
+//! level, so all that are left gain at most what the last one gained: where that is too little, they are not tried. Then
+//! whatever can be taken back, wholly or to a milder level, by itself or two at once, without a higher peak (or one that
+//! does not fit) is taken back, so no more is changed than pays. Where that brings the peak down, which is elsewhere then,
+//! it begins again.
 //!
 //! Kernels that do not add in place need a result in parts twice while it is added up, so that places which pay together
 //! do not one by one. Where the target has no operators of its own for that, the search is made once more for ideal
@@ -25,7 +27,7 @@ use dmopt_memory::Kernels;
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
-use crate::schedule_for_memory::{CARE, CAREFUL, Effort, QUICK, in_better_order};
+use crate::schedule_for_memory::{CARE, CAREFUL, Effort, Ordered, QUICK, in_better_order};
 use crate::split_batch::sliced;
 use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of};
 
@@ -68,7 +70,7 @@ const NEAR_PEAK: u64 = 63;
 /// How many operators the graphs of all trials together may have: some seconds of work.
 const WORK: usize = 300_000;
 
-/// Levels that are tried at the same time where others may not be needed.
+/// So many levels show whether finer ones may help: those are larger, and are begun only then.
 const AT_ONCE: usize = 2;
 
 /// One part in this many comes on top of it for the last step.
@@ -107,6 +109,8 @@ struct Trial {
     ops: usize,
     /// What a longer search for their order may come to, in bytes; that it would not get below this is likely, not certain.
     least_bytes: u64,
+    /// Bytes of values that are alive at once. What a runtime holds beyond them comes and goes with sizes.
+    alive_bytes: u64,
     /// Why an offer that is in `taken` comes to nothing.
     refused: BTreeMap<Key, String>,
     /// The same graph on ideal kernels, where that was asked for.
@@ -155,13 +159,16 @@ impl Trial {
     }
 
     /// True if neither this level of what is tried beats the best nor finer ones are likely to: at each, slices are half as wide,
-    /// so that all of them together gain at most what this one gained over the milder one before.
+    /// so that all of them together gain at most what this one gained over the milder one before. A level that gets below the
+    /// best in what is alive is promising, whatever the runtime holds beyond that.
     fn is_in_vain(&self, before: Option<&Trial>, best: &Trial) -> bool {
-        let ends_above = |before: &Trial| {
-            let (now, least) = (self.peaks[0], best.peaks[0] - best.peaks[0] / WORTHWHILE);
-            now.saturating_sub(before.peaks[0].saturating_sub(now)) >= least
-        };
-        before.is_some_and(ends_above) && !self.beats(best) && !self.may_beat(best)
+        let Some(before) = before else { return false };
+        let stays_above =
+            |now: u64, before: u64, least: u64| now.saturating_sub(before.saturating_sub(now)) >= least;
+        !self.beats(best)
+            && !self.may_beat(best)
+            && stays_above(self.peaks[0], before.peaks[0], best.peaks[0] - best.peaks[0] / WORTHWHILE)
+            && stays_above(self.alive_bytes, before.alive_bytes, best.alive_bytes)
     }
 }
 
@@ -373,9 +380,8 @@ struct Edited {
 /// A graph as the target runs it.
 struct Planned<'g> {
     graph: Cow<'g, Graph>,
-    timelines: Vec<Timeline>,
+    ordered: Ordered,
     flops: u128,
-    least_bytes: u64,
 }
 
 impl TrialsOf<'_> {
@@ -428,11 +434,14 @@ impl TrialsOf<'_> {
         }
         let sized = offers.planning.sized(&graph).on(offers.kernels);
         let order = order_of(&graph);
-        let (timelines, least_bytes) = match offers.reorder {
+        let ordered = match offers.reorder {
             true => in_better_order(&sized, &order, effort).ok()?,
-            false => (sized.plans().ok()?.timelines_in(&order).ok()?, u64::MAX),
+            false => {
+                let timelines = sized.plans().ok()?.timelines_in(&order).ok()?;
+                Ordered { timelines, least_bytes: u64::MAX, alive_bytes: u64::MAX }
+            }
         };
-        Some(Planned { graph, timelines, flops, least_bytes })
+        Some(Planned { graph, ordered, flops })
     }
 }
 
@@ -440,12 +449,22 @@ impl Trials for TrialsOf<'_> {
     fn attempt(&self, taken: &Taken, effort: &Effort, with_ideal: bool) -> Option<Trial> {
         let Edited { graph, mut names, refused } = self.edited(taken, None)?;
         let mut trial = |trials: &Self, graph: Cow<'_, Graph>| {
-            let Planned { graph, timelines, flops, least_bytes } =
-                trials.planned(graph, &mut names, effort)?;
+            let Planned { graph, ordered, flops } = trials.planned(graph, &mut names, effort)?;
+            let Ordered { timelines, least_bytes, alive_bytes } = ordered;
             let peaks = timelines.iter().map(|timeline| timeline.peak_bytes).collect();
             let crests = near_peak(&timelines[0]).chunk_by(|a, b| a == b).filter(|run| run[0]).count();
             let (taken, ops, refused) = (taken.clone(), operators(&graph), refused.clone());
-            Some(Trial { taken, peaks, crests, flops, ops, least_bytes, refused, on_ideal: None })
+            Some(Trial {
+                taken,
+                peaks,
+                crests,
+                flops,
+                ops,
+                least_bytes,
+                alive_bytes,
+                refused,
+                on_ideal: None,
+            })
         };
         let ideal = self.ideal.filter(|_| with_ideal);
         let on_ideal = ideal.and_then(|ideal| trial(ideal, Cow::Borrowed(&graph))).map(Box::new);
@@ -456,8 +475,8 @@ impl Trials for TrialsOf<'_> {
         let mut made = Made::new();
         let Edited { graph, mut names, .. } = self.edited(taken, Some(&mut made))?;
         let open = self.offers.open(&graph, &self.offers.found(&graph), taken);
-        let Planned { graph, timelines, .. } = self.planned(Cow::Owned(graph), &mut names, effort)?;
-        let hot = hot(&timelines[0], &graph);
+        let Planned { graph, ordered, .. } = self.planned(Cow::Owned(graph), &mut names, effort)?;
+        let hot = hot(&ordered.timelines[0], &graph);
         let mut around = Around::default();
         for Open { key, relieves, levels, obstacle } in open {
             if relieves.iter().any(|name| hot.contains(name)) {
@@ -748,50 +767,33 @@ impl<'s> Search<'s> {
         let next: Vec<(&Key, &Range<usize>)> =
             next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
         self.uncertain.clear();
-        let found = self.together(&next, best);
-        match found.is_none() && next.len() > 1 && !self.is_careful {
-            true => self.alone(&next, best),
-            false => found,
-        }
-    }
-
-    /// All offers at once, at the level at which that helps most.
-    fn together(&mut self, next: &[(&Key, &Range<usize>)], best: &Trial) -> Option<Trial> {
-        let (mut found, mut before): (Option<Trial>, Option<Trial>) = (None, None);
-        for steps in levels(next).chunks(AT_ONCE) {
-            let end = self.try_each(steps, &best.taken, |search, step, trial| {
-                let gets_further = search.gets_further(step, trial.as_ref(), best);
-                let Some(trial) = trial else { return ControlFlow::Continue(()) };
-                let fits = gets_further && search.fits(&trial);
-                if !gets_further && !search.is_too_much(&trial) && trial.may_beat(best) {
-                    search.uncertain.push(step.clone());
-                }
-                let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
-                if gets_further && found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
-                    found = Some(trial.clone());
-                }
-                let is_last = fits || trial.is_in_vain(before.as_ref(), best);
-                before = Some(trial);
-                if is_last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            if end.is_some() {
-                break;
+        let mut together = Together::default();
+        let levels_of_all = levels(&next);
+        let (first, finer) = levels_of_all.split_at(AT_ONCE.min(levels_of_all.len()));
+        let _: Option<()> = self.try_each(first, &best.taken, |search, step, trial| {
+            together.look(search, step, trial, best);
+            ControlFlow::Continue(())
+        });
+        // Each alone is tried where all of them together do not help; meanwhile, while it is not known whether they do.
+        let with_each = together.found.is_none() && next.len() > 1 && !self.is_careful;
+        let each: Vec<Vec<Step>> = if with_each { next.chunks(1).map(levels).collect() } else { Vec::new() };
+        let mut left = if together.is_over { 0 } else { finer.len() };
+        let series: Vec<&[Step]> = finer[..left].chunks(1).chain(each.iter().map(Vec::as_slice)).collect();
+        let ends =
+            |before: Option<&Trial>, trial: &Trial| trial.beats(best) || trial.is_in_vain(before, best);
+        let alone = self.try_series(&series, &best.taken, ends, |search, step, trial| {
+            if left > 0 {
+                left -= 1;
+                together.look(search, step, trial, best);
+                let is_found = together.found.is_some() && (left == 0 || together.is_over);
+                return if is_found { ControlFlow::Break(None) } else { ControlFlow::Continue(()) };
             }
-        }
-        found
-    }
-
-    /// The first offer that helps alone, at the mildest level at which it does.
-    fn alone(&mut self, next: &[(&Key, &Range<usize>)], best: &Trial) -> Option<Trial> {
-        let series: Vec<Vec<Step>> = next.chunks(1).map(levels).collect();
-        let ends = |before: Option<&Trial>, trial: &Trial| trial.beats(best) || trial.is_in_vain(before, best);
-        let found = self.try_series(&series, &best.taken, ends, |search, step, trial| {
             match search.gets_further(step, trial.as_ref(), best) {
                 true => ControlFlow::Break(trial),
                 false => ControlFlow::Continue(()),
             }
         });
-        found.flatten()
+        together.found.or(alone.flatten())
     }
 
     /// True if a trial with these offers taken is better than the best. If it is not, and there is one of them, that is
@@ -883,6 +885,37 @@ impl<'s> Search<'s> {
             }
             best = trial;
         }
+    }
+}
+
+/// What comes of all offers at once, level by level.
+#[derive(Default)]
+struct Together {
+    /// The best so far.
+    found: Option<Trial>,
+    before: Option<Trial>,
+    /// True if finer levels are not looked at.
+    is_over: bool,
+}
+
+impl Together {
+    /// Looks at the next level.
+    fn look(&mut self, search: &mut Search<'_>, step: &Step, trial: Option<Trial>, best: &Trial) {
+        if self.is_over {
+            return;
+        }
+        let gets_further = search.gets_further(step, trial.as_ref(), best);
+        let Some(trial) = trial else { return };
+        let fits = gets_further && search.fits(&trial);
+        if !gets_further && !search.is_too_much(&trial) && trial.may_beat(best) {
+            search.uncertain.push(step.clone());
+        }
+        let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
+        if gets_further && self.found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
+            self.found = Some(trial.clone());
+        }
+        self.is_over = fits || trial.is_in_vain(self.before.as_ref(), best);
+        self.before = Some(trial);
     }
 }
 
@@ -999,6 +1032,8 @@ fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use dmopt_ir::text::{canonical, parse_model};
     use dmopt_ir::{NewOp, OpId, Sizes, ValueId};
 
@@ -1172,6 +1207,7 @@ mod tests {
     struct Told<F: Fn(&Taken, &Effort) -> Trial> {
         offers: Vec<Key>,
         first: usize,
+        levels: usize,
         trial: F,
     }
 
@@ -1183,7 +1219,10 @@ mod tests {
         fn around(&self, taken: &Taken, _: &Effort) -> Option<Around> {
             let count = if taken.len() < self.first { self.first } else { self.offers.len() };
             let open = self.offers[..count].iter().filter(|key| !taken.contains_key(key));
-            Some(Around { next: open.map(|key| (key.clone(), 0..1)).collect(), ..Around::default() })
+            Some(Around {
+                next: open.map(|key| (key.clone(), 0..self.levels)).collect(),
+                ..Around::default()
+            })
         }
     }
 
@@ -1199,7 +1238,7 @@ mod tests {
         trial: impl Fn(&Taken, &Effort) -> Trial + Sync,
         ideal: Option<&dyn Trials>,
     ) -> Vec<String> {
-        let trials = Told { offers: offers.to_vec(), first, trial };
+        let trials = Told { offers: offers.to_vec(), first, levels: 1, trial };
         let start = trials.attempt(&Taken::new(), &QUICK, false).unwrap();
         let mut search = Search::new(&trials, &start, None, 1.0);
         search.ideal = ideal;
@@ -1214,6 +1253,7 @@ mod tests {
             flops: 0,
             ops: 1,
             least_bytes: 0,
+            alive_bytes: peak,
             refused: BTreeMap::new(),
             on_ideal: None,
         }
@@ -1224,6 +1264,40 @@ mod tests {
         let beats = |a: (u64, usize), b: (u64, usize)| trial(a.0, a.1).beats(&trial(b.0, b.1));
         assert!(beats((1000, 1), (1000, 2)) && beats((900, 3), (1000, 2)));
         assert!(!beats((1000, 2), (1000, 2)) && !beats((1001, 1), (1000, 2)) && !beats((999, 2), (1000, 2)));
+    }
+
+    #[test]
+    fn finer_levels_are_tried_as_long_as_they_may_help() {
+        // What each of two offers comes to at every level, and what both do; nothing at all comes to 1000.
+        let tried = |peaks: [u64; 4], may_beat: bool| {
+            let tried = Mutex::new(BTreeSet::new());
+            let told = |taken: &Taken, _: &Effort| {
+                tried.lock().unwrap().insert(taken.clone());
+                let peak = taken.values().next().map_or(1000, |&level| peaks[level]);
+                Trial { least_bytes: if may_beat { 0 } else { peak }, ..trial(peak, 1) }
+            };
+            let trials = Told { offers: places(["a", "b"]).to_vec(), first: 2, levels: 4, trial: told };
+            let start = trials.attempt(&Taken::new(), &QUICK, false).unwrap();
+            let found = Search::new(&trials, &start, None, 1.0).descend(start).0;
+            (found.taken.into_values().next(), tried.into_inner().unwrap().len())
+        };
+        // What is still to be gained is as much as the last level gained at most: nothing, little, enough.
+        assert_eq!(tried([1300, 1300, 900, 900], false), (None, 1 + 3 * 2));
+        assert_eq!(tried([1300, 1150, 1075, 1038], false), (None, 1 + 3 * 2));
+        assert_eq!(tried([1300, 1140, 1060, 1020], false), (None, 1 + 3 * 4));
+        assert_eq!(tried([1300, 1140, 1060, 980], false), (Some(3), 1 + 4));
+        // A longer search may come to less.
+        assert_eq!(tried([1300, 1300, 900, 900], true), (Some(2), 1 + 4));
+    }
+
+    #[test]
+    fn finer_levels_are_tried_where_less_is_alive() {
+        let [nothing, before, now] = [1000, 1300, 1300].map(|peak| trial(peak, 1));
+        let with = |alive_bytes| Trial { alive_bytes, least_bytes: 1300, ..now.clone() };
+        assert!(with(1000).is_in_vain(Some(&Trial { alive_bytes: 1000, ..before.clone() }), &nothing));
+        assert!(!with(999).is_in_vain(Some(&Trial { alive_bytes: 999, ..before.clone() }), &nothing));
+        assert!(!with(1100).is_in_vain(Some(&before), &nothing));
+        assert!(!with(1300).is_in_vain(None, &nothing));
     }
 
     #[test]
@@ -1253,7 +1327,7 @@ mod tests {
                 (false, _) => trial(700, 1),
             }
         };
-        let ideal = Told { offers: offers.to_vec(), first: 3, trial: on(900) };
+        let ideal = Told { offers: offers.to_vec(), first: 3, levels: 1, trial: on(900) };
         assert!(searched(&offers, 3, on(1100), None).is_empty());
         assert_eq!(searched(&offers, 3, on(1100), Some(&ideal)), ["a", "b"]);
     }

@@ -107,8 +107,17 @@ pub(crate) const CAREFUL: Effort = Effort { search: Limits { states: 20_000, ste
 /// How much more work that is.
 pub(crate) const CARE: usize = (CAREFUL.search.steps / QUICK.search.steps) as usize;
 
-/// What is in memory at each of the sizes in this order, or in one that needs less, if one is found; and the bytes that more
-/// effort might come to: as many as that takes where the search is through.
+/// What is known of the best order that was found, that of the file included.
+pub(crate) struct Ordered {
+    /// What is in memory at each of the sizes.
+    pub timelines: Vec<Timeline>,
+    /// Bytes that more effort might come to: as many as it takes where the search is through.
+    pub least_bytes: u64,
+    /// Bytes of values that are alive at once, by the count of the search.
+    pub alive_bytes: u64,
+}
+
+/// Puts operators in this order or in one that needs less, if one is found.
 ///
 /// # Errors
 /// A size is not known.
@@ -116,10 +125,10 @@ pub(crate) fn in_better_order(
     sized: &Sized<'_>,
     order: &[OpId],
     effort: &Effort,
-) -> Result<(Vec<Timeline>, u64), Unknown> {
-    let Best { timelines, schedule, is_done, .. } = best(sized, order, effort)?;
-    let least = if is_done { schedule.after_bytes } else { schedule.lower_bound_bytes.unwrap_or(0) };
-    Ok((timelines, least))
+) -> Result<Ordered, Unknown> {
+    let Best { timelines, schedule, is_done, alive_bytes, .. } = best(sized, order, effort)?;
+    let least_bytes = if is_done { schedule.after_bytes } else { schedule.lower_bound_bytes.unwrap_or(0) };
+    Ok(Ordered { timelines, least_bytes, alive_bytes })
 }
 
 /// An order that needs less than that of the file, if there is one, and what is known about it.
@@ -128,6 +137,8 @@ struct Best {
     /// What is in memory in the order that stays, at each of the sizes.
     timelines: Vec<Timeline>,
     schedule: Schedule,
+    /// The peak by the count of the search.
+    alive_bytes: u64,
     /// The search found what is best by its own count.
     is_done: bool,
     /// The search was short, and done, and what it found is below what the runtime's plan comes to: from the
@@ -185,7 +196,7 @@ fn best(sized: &Sized<'_>, order: &[OpId], effort: &Effort) -> Result<Best, Unkn
     };
     let is_done = found.peak_bytes <= found.lower_bound_bytes;
     let again = is_done && found.peak_bytes < schedule.after_bytes && found.states <= LONG;
-    Ok(Best { order, timelines, schedule, is_done, again })
+    Ok(Best { order, timelines, schedule, alive_bytes: found.peak_bytes, is_done, again })
 }
 
 /// The order that was found or, where the runtime's own plan needs more than the search counted, one that it needs less
@@ -281,7 +292,7 @@ mod tests {
                 let planning = Planning::default();
                 let sized = planning.sized(&model.graph);
                 let order = order_of(&model.graph);
-                let peak = |effort| in_better_order(&sized, &order, effort).unwrap().0[0].peak_bytes;
+                let peak = |effort| in_better_order(&sized, &order, effort).unwrap().timelines[0].peak_bytes;
                 assert!(peak(&THOROUGH) <= peak(&QUICK), "{count} operators");
                 Ok(())
             })
