@@ -474,7 +474,12 @@ impl Trials for TrialsOf<'_> {
     fn around(&self, taken: &Taken, effort: &Effort) -> Option<Around> {
         let mut made = Made::new();
         let Edited { graph, mut names, .. } = self.edited(taken, Some(&mut made))?;
-        let open = self.offers.open(&graph, &self.offers.found(&graph), taken);
+        // Where nothing is taken, this is the graph that every trial begins with.
+        let found = match taken.is_empty() {
+            true => Cow::Borrowed(self.found),
+            false => Cow::Owned(self.offers.found(&graph)),
+        };
+        let open = self.offers.open(&graph, &found, taken);
         let Planned { graph, ordered, .. } = self.planned(Cow::Owned(graph), &mut names, effort)?;
         let hot = hot(&ordered.timelines[0], &graph);
         let mut around = Around::default();
