@@ -158,17 +158,22 @@ impl Trial {
         self.least_bytes < best.peaks[0] - best.peaks[0] / WORTH_CARE
     }
 
-    /// True if neither this level of what is tried beats the best nor finer ones are likely to: at each, slices are half as wide,
-    /// so that all of them together gain at most what this one gained over the milder one before. A level that gets below the
-    /// best in what is alive is promising, whatever the runtime holds beyond that.
-    fn is_in_vain(&self, before: Option<&Trial>, best: &Trial) -> bool {
-        let Some(before) = before else { return false };
-        let stays_above =
-            |now: u64, before: u64, least: u64| now.saturating_sub(before.saturating_sub(now)) >= least;
+    /// True if neither this level of what is tried beats the best, or fits, nor finer ones are likely to: at each, slices are half
+    /// as wide, so that all of them together gain at most what this one gained over the milder one before. A level that gets
+    /// below the best in what is alive is promising, whatever the runtime holds beyond that, and of one at which an offer came
+    /// to nothing, nothing follows.
+    fn is_in_vain(&self, before: Option<&Trial>, best: &Trial, budget_bytes: Option<u64>) -> bool {
+        let Some(before) = before.filter(|before| before.refused.is_empty() && self.refused.is_empty())
+        else {
+            return false;
+        };
+        let ends_above =
+            |now: u64, before: u64, most: u64| now.saturating_sub(before.saturating_sub(now)) > most;
+        let enough = best.peaks[0].saturating_sub((best.peaks[0] / WORTHWHILE).max(1));
         !self.beats(best)
             && !self.may_beat(best)
-            && stays_above(self.peaks[0], before.peaks[0], best.peaks[0] - best.peaks[0] / WORTHWHILE)
-            && stays_above(self.alive_bytes, before.alive_bytes, best.alive_bytes)
+            && ends_above(self.peaks[0], before.peaks[0], enough.max(budget_bytes.unwrap_or(0)))
+            && ends_above(self.alive_bytes, before.alive_bytes, best.alive_bytes.saturating_sub(1))
     }
 }
 
@@ -784,8 +789,10 @@ impl<'s> Search<'s> {
         let each: Vec<Vec<Step>> = if with_each { next.chunks(1).map(levels).collect() } else { Vec::new() };
         let mut left = if together.is_over { 0 } else { finer.len() };
         let series: Vec<&[Step]> = finer[..left].chunks(1).chain(each.iter().map(Vec::as_slice)).collect();
-        let ends =
-            |before: Option<&Trial>, trial: &Trial| trial.beats(best) || trial.is_in_vain(before, best);
+        let budget_bytes = self.budget_bytes;
+        let ends = |before: Option<&Trial>, trial: &Trial| {
+            trial.beats(best) || trial.is_in_vain(before, best, budget_bytes)
+        };
         let alone = self.try_series(&series, &best.taken, ends, |search, step, trial| {
             if left > 0 {
                 left -= 1;
@@ -919,7 +926,7 @@ impl Together {
         if gets_further && self.found.as_ref().is_none_or(|found| trial.no_worse(found) && lower(found)) {
             self.found = Some(trial.clone());
         }
-        self.is_over = fits || trial.is_in_vain(self.before.as_ref(), best);
+        self.is_over = fits || trial.is_in_vain(self.before.as_ref(), best, search.budget_bytes);
         self.before = Some(trial);
     }
 }
@@ -1296,13 +1303,18 @@ mod tests {
     }
 
     #[test]
-    fn finer_levels_are_tried_where_less_is_alive() {
-        let [nothing, before, now] = [1000, 1300, 1300].map(|peak| trial(peak, 1));
-        let with = |alive_bytes| Trial { alive_bytes, least_bytes: 1300, ..now.clone() };
-        assert!(with(1000).is_in_vain(Some(&Trial { alive_bytes: 1000, ..before.clone() }), &nothing));
-        assert!(!with(999).is_in_vain(Some(&Trial { alive_bytes: 999, ..before.clone() }), &nothing));
-        assert!(!with(1100).is_in_vain(Some(&before), &nothing));
-        assert!(!with(1300).is_in_vain(None, &nothing));
+    fn finer_levels_are_tried_where_less_is_alive_where_they_may_fit_and_where_an_offer_came_to_nothing() {
+        let nothing = trial(1000, 1);
+        let level = |alive_bytes| Trial { alive_bytes, least_bytes: 1003, ..trial(1003, 1) };
+        let in_vain = |level: &Trial, budget| level.is_in_vain(Some(level), &nothing, budget);
+        assert!(in_vain(&level(1000), None));
+        assert!(!in_vain(&level(999), None));
+        assert!(in_vain(&level(1000), Some(1002)));
+        assert!(!in_vain(&level(1000), Some(1003)));
+        let [key] = places(["a"]);
+        let refused = BTreeMap::from([(key, "too large".to_string())]);
+        assert!(!in_vain(&Trial { refused, ..level(1000) }, None));
+        assert!(!level(1000).is_in_vain(None, &nothing, None));
     }
 
     #[test]
