@@ -10,7 +10,8 @@ use crate::log::note_written;
 use crate::offers::{Offers, Taken};
 use crate::split_batch::sliced;
 use crate::{
-    Context, Error, Log, Options, Outcome, Pass, Stage, find, order_anchors, order_of, schedule_for_memory,
+    Context, Error, Log, Options, Outcome, Pass, Stage, find, learn, order_anchors, order_of,
+    schedule_for_memory,
 };
 
 /// How many bytes folding constants may add to a model unless told otherwise.
@@ -240,7 +241,7 @@ impl Driver<'_> {
         self.worst = self.worst.max(worst);
         if applied > 0 {
             // What was folded or dropped may tell a shape that was not known before.
-            infer::infer_graph(&mut model.graph);
+            learn(&mut model.graph);
         }
         if applied == 0 || pass.settles(log) {
             self.quiet_at.insert(pass.name(), self.edits);

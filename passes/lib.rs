@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use dmopt_ir::{Graph, Names, OpId, Patch, Refusal, Rewriter, Safety, ValueId};
+use dmopt_ir::{Graph, Names, OpId, Patch, Refusal, Rewriter, Safety, ValueId, infer};
 
 mod accumulate_in_place;
 mod affine;
@@ -231,6 +231,20 @@ impl Context<'_> {
         };
         self.log.refuse(node, reason);
         false
+    }
+}
+
+/// Infers types where more than what patches brought with them can follow: where something is not known.
+pub(crate) fn learn(graph: &mut Graph) {
+    let is_known = |v| graph.tensor_type(v).is_some_and(|ty| ty.elements().is_some());
+    if graph.has_bodies() || !graph.values().all(is_known) {
+        infer::infer_graph(graph);
+    } else {
+        debug_assert!({
+            let mut learned = graph.clone();
+            infer::infer_graph(&mut learned);
+            graph.values().all(|v| graph.value(v).ty == learned.value(v).ty)
+        });
     }
 }
 

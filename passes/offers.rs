@@ -22,14 +22,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 
-use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, infer, parallel};
+use dmopt_ir::{Graph, Names, Patch, Rewriter, Safety, parallel};
 use dmopt_memory::Kernels;
 use dmopt_memory::ort::{Tenant, Timeline};
 
 use crate::flops::flops;
 use crate::schedule_for_memory::{CARE, CAREFUL, Effort, Ordered, QUICK, in_better_order};
 use crate::split_batch::sliced;
-use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, operators, order_of};
+use crate::{Context, Log, Miss, Offer, Options, Pass, Planning, learn, operators, order_of};
 
 /// An offer: the pass that makes it, and the name of the result that stays.
 pub(crate) type Key = (&'static str, String);
@@ -983,20 +983,6 @@ fn levels(offers: &[(&Key, &Range<usize>)]) -> Vec<Step> {
     (0..most).map(at).collect()
 }
 
-/// Infers types where more than what patches brought with them can follow: where something is not known.
-fn learn(graph: &mut Graph) {
-    let is_known = |v| graph.tensor_type(v).is_some_and(|ty| ty.elements().is_some());
-    if graph.has_bodies() || !graph.values().all(is_known) {
-        infer::infer_graph(graph);
-    } else {
-        debug_assert!({
-            let mut learned = graph.clone();
-            infer::infer_graph(&mut learned);
-            graph.values().all(|v| graph.value(v).ty == learned.value(v).ty)
-        });
-    }
-}
-
 fn key_of(pass: &'static str, graph: &Graph, offer: &Offer) -> Option<Key> {
     Some((pass, graph.value(graph.op(offer.op).output(0)?).name.clone()))
 }
@@ -1047,7 +1033,7 @@ mod tests {
     use std::sync::Mutex;
 
     use dmopt_ir::text::{canonical, parse_model};
-    use dmopt_ir::{NewOp, OpId, Sizes, ValueId};
+    use dmopt_ir::{NewOp, OpId, Sizes, ValueId, infer};
 
     use super::*;
     use crate::{Planning, Stage};
