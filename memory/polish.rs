@@ -36,9 +36,10 @@ pub fn polish(
     'better: loop {
         for (from, to) in moves(best.at, order.len()) {
             let moved = moved(problem, &order, from, to);
-            if !seen.insert(moved.clone()) {
+            if seen.contains(&moved) {
                 continue;
             }
+            seen.insert(moved.clone());
             let Some(weight) = weigh(&moved) else { return order };
             if (weight.peak_bytes, weight.steps) < (best.peak_bytes, best.steps) {
                 (best, order) = (weight, moved);

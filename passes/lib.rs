@@ -148,7 +148,7 @@ pub struct Offer {
     /// peak.
     pub relieves: Vec<ValueId>,
     /// How far the edit can go: `take` knows levels from 0, the mildest, up to this, left out. Each makes about twice as many
-    /// slices of something as the one before.
+    /// slices of something as the one before, by which it is told whether finer ones may help.
     pub levels: usize,
     /// Why it cannot be taken, where that is known before it is tried: told of, where it would matter.
     pub refused: Option<Miss>,

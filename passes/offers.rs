@@ -109,7 +109,8 @@ struct Trial {
     ops: usize,
     /// What a longer search for their order may come to, in bytes; that it would not get below this is likely, not certain.
     least_bytes: u64,
-    /// Bytes of values that are alive at once. What a runtime holds beyond them comes and goes with sizes.
+    /// Bytes of values that are alive at once in the order that was searched for, as many as there can be where none was. What a
+    /// runtime holds beyond them comes and goes with sizes.
     alive_bytes: u64,
     /// Why an offer that is in `taken` comes to nothing.
     refused: BTreeMap<Key, String>,
@@ -169,7 +170,9 @@ impl Trial {
         };
         let ends_above =
             |now: u64, before: u64, most: u64| now.saturating_sub(before.saturating_sub(now)) > most;
-        let enough = best.peaks[0].saturating_sub((best.peaks[0] / WORTHWHILE).max(1));
+        // What comes as high less often beats it, too.
+        let less = if best.crests > 1 { 0 } else { (best.peaks[0] / WORTHWHILE).max(1) };
+        let enough = best.peaks[0].saturating_sub(less);
         !self.beats(best)
             && !self.may_beat(best)
             && ends_above(self.peaks[0], before.peaks[0], enough.max(budget_bytes.unwrap_or(0)))
@@ -778,34 +781,52 @@ impl<'s> Search<'s> {
             next.iter().filter(|(key, _)| !self.useless.contains_key(*key)).collect();
         self.uncertain.clear();
         let mut together = Together::default();
-        let levels_of_all = levels(&next);
-        let (first, finer) = levels_of_all.split_at(AT_ONCE.min(levels_of_all.len()));
-        let _: Option<()> = self.try_each(first, &best.taken, |search, step, trial| {
-            together.look(search, step, trial, best);
-            ControlFlow::Continue(())
-        });
-        // Each alone is tried where all of them together do not help; meanwhile, while it is not known whether they do.
+        let all = levels(&next);
+        let (first, finer) = all.split_at(AT_ONCE.min(all.len()));
+        let _ =
+            self.try_each(first, &best.taken, |search, step, trial| together.look(search, step, trial, best));
+        // Each alone is tried where all together do not help, and while it is not known whether they do.
         let with_each = together.found.is_none() && next.len() > 1 && !self.is_careful;
         let each: Vec<Vec<Step>> = if with_each { next.chunks(1).map(levels).collect() } else { Vec::new() };
-        let mut left = if together.is_over { 0 } else { finer.len() };
-        let series: Vec<&[Step]> = finer[..left].chunks(1).chain(each.iter().map(Vec::as_slice)).collect();
-        let budget_bytes = self.budget_bytes;
+        let finer = if together.is_over { &[] } else { finer };
+        let mut alone = self.rest(finer, &each, &mut together, best);
+        if together.is_over && together.found.is_none() && !finer.is_empty() {
+            alone = self.rest(&[], &each, &mut together, best);
+        }
+        together.found.or(alone)
+    }
+
+    /// Finer levels of all offers together, until they are over; and where they do not help, the first offer that does alone, at
+    /// its mildest level.
+    fn rest(
+        &mut self,
+        finer: &[Step],
+        each: &[Vec<Step>],
+        together: &mut Together,
+        best: &Trial,
+    ) -> Option<Trial> {
+        let mut left = finer.len();
+        let series: Vec<&[Step]> = finer.chunks(1).chain(each.iter().map(Vec::as_slice)).collect();
+        let (allowed, budget_bytes) = (self.allowed, self.budget_bytes);
         let ends = |before: Option<&Trial>, trial: &Trial| {
-            trial.beats(best) || trial.is_in_vain(before, best, budget_bytes)
+            trial.beats(best) && trial.flops as f64 <= allowed || trial.is_in_vain(before, best, budget_bytes)
         };
         let alone = self.try_series(&series, &best.taken, ends, |search, step, trial| {
             if left > 0 {
                 left -= 1;
-                together.look(search, step, trial, best);
-                let is_found = together.found.is_some() && (left == 0 || together.is_over);
-                return if is_found { ControlFlow::Break(None) } else { ControlFlow::Continue(()) };
+                let goes_on = together.look(search, step, trial, best).map_break(|()| None);
+                return if left == 0 && together.found.is_some() {
+                    ControlFlow::Break(None)
+                } else {
+                    goes_on
+                };
             }
             match search.gets_further(step, trial.as_ref(), best) {
                 true => ControlFlow::Break(trial),
                 false => ControlFlow::Continue(()),
             }
         });
-        together.found.or(alone.flatten())
+        alone.flatten()
     }
 
     /// True if a trial with these offers taken is better than the best. If it is not, and there is one of them, that is
@@ -911,13 +932,16 @@ struct Together {
 }
 
 impl Together {
-    /// Looks at the next level.
-    fn look(&mut self, search: &mut Search<'_>, step: &Step, trial: Option<Trial>, best: &Trial) {
-        if self.is_over {
-            return;
-        }
+    /// Looks at the next level, and breaks where that is the last one.
+    fn look(
+        &mut self,
+        search: &mut Search<'_>,
+        step: &Step,
+        trial: Option<Trial>,
+        best: &Trial,
+    ) -> ControlFlow<()> {
         let gets_further = search.gets_further(step, trial.as_ref(), best);
-        let Some(trial) = trial else { return };
+        let Some(trial) = trial else { return ControlFlow::Continue(()) };
         let fits = gets_further && search.fits(&trial);
         if !gets_further && !search.is_too_much(&trial) && trial.may_beat(best) {
             search.uncertain.push(step.clone());
@@ -928,6 +952,7 @@ impl Together {
         }
         self.is_over = fits || trial.is_in_vain(self.before.as_ref(), best, search.budget_bytes);
         self.before = Some(trial);
+        if self.is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -1030,8 +1055,6 @@ fn hot(timeline: &Timeline, graph: &Graph) -> HashSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use dmopt_ir::text::{canonical, parse_model};
     use dmopt_ir::{NewOp, OpId, Sizes, ValueId, infer};
 
@@ -1268,24 +1291,23 @@ mod tests {
     fn finer_levels_are_tried_as_long_as_they_may_help() {
         // What each of two offers comes to at every level, and what both do; nothing at all comes to 1000.
         let tried = |peaks: [u64; 4], may_beat: bool| {
-            let tried = Mutex::new(BTreeSet::new());
             let told = |taken: &Taken, _: &Effort| {
-                tried.lock().unwrap().insert(taken.clone());
                 let peak = taken.values().next().map_or(1000, |&level| peaks[level]);
                 Trial { least_bytes: if may_beat { 0 } else { peak }, ..trial(peak, 1) }
             };
             let trials = Told { offers: places(["a", "b"]).to_vec(), first: 2, levels: 4, trial: told };
             let start = trials.attempt(&Taken::new(), &QUICK, false).unwrap();
-            let found = Search::new(&trials, &start, None, 1.0).descend(start).0;
-            (found.taken.into_values().next(), tried.into_inner().unwrap().len())
+            let mut search = Search::new(&trials, &start, None, 1.0);
+            (search.descend(start).0.taken.into_values().next(), search.known.len())
         };
         // What is still to be gained is as much as the last level gained at most: nothing, little, enough.
-        assert_eq!(tried([1300, 1300, 900, 900], false), (None, 1 + 3 * 2));
-        assert_eq!(tried([1300, 1150, 1075, 1038], false), (None, 1 + 3 * 2));
-        assert_eq!(tried([1300, 1140, 1060, 1020], false), (None, 1 + 3 * 4));
-        assert_eq!(tried([1300, 1140, 1060, 980], false), (Some(3), 1 + 4));
+        assert_eq!(tried([1300, 1300, 900, 900], false), (None, 3 * 2));
+        assert_eq!(tried([1300, 1150, 1075, 1038], false), (None, 3 * 2));
+        assert_eq!(tried([1300, 1140, 1080, 900], false), (None, 3 * 3));
+        assert_eq!(tried([1300, 1140, 1060, 1020], false), (None, 3 * 4));
+        assert_eq!(tried([1300, 1140, 1060, 980], false), (Some(3), 4));
         // A longer search may come to less.
-        assert_eq!(tried([1300, 1300, 900, 900], true), (Some(2), 1 + 4));
+        assert_eq!(tried([1300, 1300, 900, 900], true), (Some(2), 4));
     }
 
     #[test]
@@ -1301,6 +1323,10 @@ mod tests {
         let refused = BTreeMap::from([(key, "too large".to_string())]);
         assert!(!in_vain(&Trial { refused, ..level(1000) }, None));
         assert!(!level(1000).is_in_vain(None, &nothing, None));
+        // As much, less often, is better.
+        let as_much = Trial { least_bytes: 1000, ..trial(1000, 2) };
+        assert!(as_much.is_in_vain(Some(&as_much), &nothing, None));
+        assert!(!as_much.is_in_vain(Some(&as_much), &trial(1000, 2), None));
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub(crate) struct Ordered {
     pub timelines: Vec<Timeline>,
     /// Bytes that more effort might come to: as many as it takes where the search is through.
     pub least_bytes: u64,
-    /// Bytes of values that are alive at once, by the count of the search.
+    /// Bytes of values that are alive at once in the order that the search found, by its own count.
     pub alive_bytes: u64,
 }
 
