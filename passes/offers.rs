@@ -154,6 +154,11 @@ impl Trial {
         self.peaks.iter().zip(&other.peaks).all(|(now, before)| now <= before)
     }
 
+    /// True if it takes more arithmetic than allowed.
+    fn is_too_much(&self, allowed: f64) -> bool {
+        self.flops as f64 > allowed
+    }
+
     /// True if a longer search for its order might get far below the best.
     fn may_beat(&self, best: &Trial) -> bool {
         self.least_bytes < best.peaks[0] - best.peaks[0] / WORTH_CARE
@@ -640,7 +645,7 @@ impl<'s> Search<'s> {
         let _: Option<()> = self.try_each(&steps, &best.taken, |search, step, trial| {
             match (trial, &least) {
                 (trial, None) if step.is_empty() => least = trial,
-                (Some(trial), Some(least)) if !search.is_too_much(&trial) => {
+                (Some(trial), Some(least)) if !trial.is_too_much(search.allowed) => {
                     let lower = |found: &Trial| trial.no_worse(found) && trial.is_below(found, WORTH_A_LEVEL);
                     if trial.no_worse(least)
                         && trial.is_below(least, WORTH_CARE)
@@ -695,7 +700,7 @@ impl<'s> Search<'s> {
     /// and the one before it.
     fn try_series<C: Change, B>(
         &mut self,
-        series: &[impl AsRef<[C]>],
+        series: &[&[C]],
         taken: &Taken,
         ends: impl Fn(Option<&Trial>, &Trial) -> bool + Sync,
         mut look: impl FnMut(&mut Self, &C, Option<Trial>) -> ControlFlow<B>,
@@ -715,7 +720,7 @@ impl<'s> Search<'s> {
             (change, taken, trial)
         };
         let todo: Vec<Vec<(&C, Taken, Option<Trial>)>> =
-            series.iter().map(|changes| changes.as_ref().iter().map(known).collect()).collect();
+            series.iter().map(|changes| changes.iter().map(known).collect()).collect();
         let make = |series: &Vec<(&C, Taken, Option<Trial>)>| {
             let mut made: Vec<Option<Trial>> = Vec::new();
             for (_, taken, known) in series {
@@ -809,7 +814,7 @@ impl<'s> Search<'s> {
         let series: Vec<&[Step]> = finer.chunks(1).chain(each.iter().map(Vec::as_slice)).collect();
         let (allowed, budget_bytes) = (self.allowed, self.budget_bytes);
         let ends = |before: Option<&Trial>, trial: &Trial| {
-            trial.beats(best) && trial.flops as f64 <= allowed || trial.is_in_vain(before, best, budget_bytes)
+            trial.beats(best) && !trial.is_too_much(allowed) || trial.is_in_vain(before, best, budget_bytes)
         };
         let alone = self.try_series(&series, &best.taken, ends, |search, step, trial| {
             if left > 0 {
@@ -832,7 +837,7 @@ impl<'s> Search<'s> {
     /// True if a trial with these offers taken is better than the best. If it is not, and there is one of them, that is
     /// useless, with the reason.
     fn gets_further(&mut self, step: &Step, trial: Option<&Trial>, best: &Trial) -> bool {
-        let too_much = trial.is_some_and(|trial| self.is_too_much(trial));
+        let too_much = trial.is_some_and(|trial| trial.is_too_much(self.allowed));
         let is_better = |trial: &Trial| trial.beats(best) || trial.no_worse(best) && self.fits(trial);
         if !too_much && trial.is_some_and(is_better) {
             return true;
@@ -847,11 +852,6 @@ impl<'s> Search<'s> {
             self.useless.insert(key.clone(), reason);
         }
         false
-    }
-
-    /// True if it takes more arithmetic than allowed.
-    fn is_too_much(&self, trial: &Trial) -> bool {
-        trial.flops as f64 > self.allowed
     }
 
     /// Takes back what is as good undone, each by itself as far as that goes, then two at once.
@@ -943,7 +943,7 @@ impl Together {
         let gets_further = search.gets_further(step, trial.as_ref(), best);
         let Some(trial) = trial else { return ControlFlow::Continue(()) };
         let fits = gets_further && search.fits(&trial);
-        if !gets_further && !search.is_too_much(&trial) && trial.may_beat(best) {
+        if !gets_further && !trial.is_too_much(search.allowed) && trial.may_beat(best) {
             search.uncertain.push(step.clone());
         }
         let lower = |found: &Trial| fits || trial.is_below(found, WORTH_A_LEVEL);
