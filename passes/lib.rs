@@ -275,6 +275,8 @@ pub type Progress<'a> = &'a dyn Fn(&str, usize);
 /// What to run, and how far.
 #[derive(Default)]
 pub struct Options<'a> {
+    /// What inference had to say, where the types of the model are inferred already.
+    pub inferred: Option<&'a [infer::Note]>,
     /// Only these passes, by name; empty means all.
     pub only: Vec<String>,
     /// Not these.

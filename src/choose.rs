@@ -16,7 +16,8 @@ use dmopt_runtime::{self as runtime, Backend, ModelFile, Named, RuntimeError};
 
 use crate::facts::each_graph;
 use crate::report::Arrangement;
-use crate::{Error, Options, Source, onnx, rewrite_with};
+use crate::rewrite::Inferred;
+use crate::{Error, Options, Source, onnx};
 
 /// A rewritten model, and what was done to it.
 pub(crate) struct Candidate {
@@ -95,10 +96,11 @@ fn operators(model: &Model) -> usize {
 pub(crate) fn lightest(
     weigh: Scale<'_>,
     source: &Source,
-    original: &Model,
+    inferred: &Inferred,
     first: Candidate,
     options: &Options<'_>,
 ) -> Result<Candidate, Error> {
+    let original = &inferred.model;
     let edited = |ours: bool| {
         let mut passes = first.outcome.passes.iter().filter(|pass| ORDER.contains(&pass.name) == ours);
         passes.any(|pass| pass.rewrites > 0)
@@ -157,9 +159,8 @@ pub(crate) fn lightest(
     for Way { name, skip: skipped, anchors, target } in ways {
         let mut skip = options.skip.clone();
         skip.extend(skipped.iter().map(|name| name.to_string()));
-        let mut model = original.clone();
         let options = Options { target, ..options.with(anchors, skip) };
-        let mut outcome = rewrite_with(&mut model, source, &options, offers.get(target.name()))?;
+        let (model, mut outcome) = inferred.rewritten(source, &options, offers.get(target.name()))?;
         // Operators that nothing was done to may be easier to order. Where they promise too little they are not measured.
         let gives_up = skipped == others && !needs_more;
         let limit = if gives_up { least - least / WORTH_GIVING_UP } else { least };
@@ -213,7 +214,6 @@ mod tests {
     use dmopt_ir::text::parse_model;
 
     use super::*;
-    use crate::rewrite;
 
     /// A layer of three stacked tensors; the stack need not be there, at the price of two layers more.
     const STACKED: &str = "<ir_version: 10, opset_import: [\"\": 21]>
@@ -224,17 +224,17 @@ mod tests {
     /// What remains of a model where the original weighs as much as `before`, what came of it as much as `after`; and the
     /// number of its operators, with that of the original.
     fn remains(before: u64, after: u64) -> (Candidate, [usize; 2]) {
-        let model = parse_model(STACKED).unwrap();
+        let inferred = Inferred::of(parse_model(STACKED).unwrap());
+        let model = &inferred.model;
         let source =
             Source { name: String::new(), bytes: Default::default(), path: None, folder: PathBuf::new() };
         let options = Options::default();
-        let mut rewritten = model.clone();
-        let outcome = rewrite(&mut rewritten, &source, &options).unwrap();
-        assert!(operators(&rewritten) > operators(&model));
-        let weigh = |found: &Model| Some(if operators(found) > operators(&model) { after } else { before });
+        let (rewritten, outcome) = inferred.rewritten(&source, &options, None).unwrap();
+        assert!(operators(&rewritten) > operators(model));
+        let weigh = |found: &Model| Some(if operators(found) > operators(model) { after } else { before });
         let first = Candidate::new(rewritten, outcome);
-        let best = lightest(&weigh, &source, &model, first, &options).unwrap();
-        let counts = [operators(&best.model), operators(&model)];
+        let best = lightest(&weigh, &source, &inferred, first, &options).unwrap();
+        let counts = [operators(&best.model), operators(model)];
         (best, counts)
     }
 

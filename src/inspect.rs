@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::choose::ORDER;
 use crate::facts::each_graph;
 use crate::report::{MixingSite, OpenSizes};
-use crate::{Error, Facts, Options, Source, ir, memory, rewrite};
+use crate::rewrite::Inferred;
+use crate::{Error, Facts, Options, Source, ir, memory};
 
 /// The value of [`Inspection::schema`].
 pub const SCHEMA: &str = "dmopt.inspect/1";
@@ -67,13 +68,13 @@ pub struct Value {
 /// # Errors
 /// See [`Error`].
 pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
-    let mut model = source.model()?;
-    ir::infer::infer_graph(&mut model.graph);
+    let inferred = Inferred::of(source.model()?);
+    let model = &inferred.model;
     let open = OpenSizes::of(&model.graph, sizes, memory::ort::Settings::default().kernels)
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
     // The sites are those that the passes find in a copy that goes nowhere, whatever its order.
     let skip = ORDER.map(String::from).to_vec();
-    let outcome = rewrite(&mut model.clone(), source, &Options { skip, ..Options::default() })?;
+    let (_, outcome) = inferred.rewritten(source, &Options { skip, ..Options::default() }, None)?;
 
     let graph = &model.graph;
     let value = |&id: &ir::ValueId| {
@@ -97,7 +98,7 @@ pub fn inspect(source: &Source, sizes: &Sizes) -> Result<Inspection, Error> {
     let at_peak = |plan: &memory::ort::Plan| plan.first_run.steps.get(plan.first_run.peak_step).cloned();
     let scratch = plan.as_ref().ok().and_then(at_peak).map_or(0, |step| step.scratch_bytes);
     peak_values.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let Facts { nodes, parameters, initializer_bytes } = Facts::of(&model);
+    let Facts { nodes, parameters, initializer_bytes } = Facts::of(model);
     let domain = |name: &str| if name.is_empty() { "ai.onnx".to_string() } else { name.to_string() };
     Ok(Inspection {
         schema: SCHEMA.to_string(),

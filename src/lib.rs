@@ -33,6 +33,7 @@ pub mod memory_report;
 mod place;
 mod proof;
 pub mod report;
+mod rewrite;
 mod room;
 mod runtimes;
 mod source;
@@ -42,9 +43,9 @@ pub mod units;
 pub mod validation;
 
 use choose::Candidate;
-use dmopt_ir::{Model, Safety, Sizes};
-use dmopt_passes::Outcome;
+use dmopt_ir::{Model, Sizes};
 use proof::Side;
+use rewrite::Inferred;
 
 pub use dmopt_ir as ir;
 pub use dmopt_memory as memory;
@@ -61,6 +62,7 @@ pub use memory_report::{MemoryOptions, MemoryReport, memory_report};
 pub use place::{Placed, Prove, Verdict, place};
 pub use proof::{Measured, Proof};
 pub use report::Report;
+pub use rewrite::rewrite;
 pub use runtimes::{MIN_ONNXRUNTIME, Runtimes, With};
 pub use source::{Source, Target};
 pub use tolerance::depth;
@@ -167,14 +169,15 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let say = |stage| options.progress.iter().for_each(|tell| tell(stage));
     say(Stage::Read);
     place::check(&target, source)?;
-    let mut original = source.complete_model()?;
+    let original = source.complete_model()?;
     source.guard(&target, &original)?;
     // Before the work, because a runtime that was asked for may not be there.
     let found = match options.validate {
         Validate::Never => None,
         _ => Some(options.runtimes.find()?),
     };
-    ir::infer::infer_graph(&mut original.graph);
+    let inferred = Inferred::of(original);
+    let original = &inferred.model;
     let found = found.map(|found| match room::lacking(&original.graph, &options.sizes) {
         Some(lacking) => runtimes::Found::refuse(lacking),
         None => found,
@@ -188,12 +191,12 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
 
     let ort = found.as_ref().and_then(|found| found.ort.as_deref());
     // What the plan says of the original is asked for where no runtime is.
-    let (alone, mut model) = (ort.is_none(), original.clone());
-    let (outcome, before) = ir::parallel::join(
-        || rewrite(&mut model, source, options),
+    let alone = ort.is_none();
+    let (rewritten, before) = ir::parallel::join(
+        || inferred.rewritten(source, options, None),
         || alone.then(|| open.peak(&original.graph, None).ok()).flatten(),
     );
-    let outcome = outcome?;
+    let (model, outcome) = rewritten?;
     let mut check = runtime::Options {
         seed: options.seed,
         pins: report::pins(&original.graph, &options.sizes),
@@ -220,7 +223,7 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     }
     // Where it is not known what they need, there is nothing to choose by.
     if !alone || candidate.weights.is_some() {
-        candidate = choose::lightest(&weigh, source, &original, candidate, options)?;
+        candidate = choose::lightest(&weigh, source, &inferred, candidate, options)?;
     }
     if alone {
         candidate.weighed_by_plan();
@@ -239,10 +242,10 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
         outcome.notes.push(workspaces.to_string());
     }
     if let Some(ort) = ort {
-        runtimes::suits(&source.name, &original, ort)?;
+        runtimes::suits(&source.name, original, ort)?;
         runtimes::suits(&format!("the result of {}", source.name), &model, ort)?;
     }
-    check.tolerance = tolerance::of(&original, &outcome);
+    check.tolerance = tolerance::of(original, &outcome);
 
     say(Stage::Write);
     // Types that were inferred on the way are no reason to write another file than came in.
@@ -268,62 +271,11 @@ pub fn optimize(source: &Source, target: Target<'_>, options: &Options<'_>) -> R
     let placed = place(candidate, source, target, prove, require)?;
     let decided = placed.proof.as_ref().and_then(Proof::deciding);
     // Without ONNX Runtime, weights are predictions.
-    let predicted = open.predict(&original, &model, decided, weights.filter(|_| alone));
-    let report = Report::new(source, &original, &model, &outcome, &placed, predicted, measured);
+    let predicted = open.predict(original, &model, decided, weights.filter(|_| alone));
+    let report = Report::new(source, original, &model, &outcome, &placed, predicted, measured);
     match placed.verdict {
-        Verdict::InPlace => Ok(Optimized { report, original, model }),
+        Verdict::InPlace => Ok(Optimized { report, original: inferred.model, model }),
         Verdict::Rejected { kept } => Err(Error::OutputsDiffer { report: Box::new(report), kept }),
         Verdict::Withheld => Err(Error::NotValidated { report: Box::new(report) }),
     }
-}
-
-/// Runs the passes that the options choose. The model says then which version of ONNX Runtime it needs, if it does.
-///
-/// # Errors
-/// [`Error::Passes`].
-pub fn rewrite(model: &mut Model, source: &Source, options: &Options<'_>) -> Result<Outcome, Error> {
-    rewrite_with(model, source, options, None)
-}
-
-/// The same, with what a run before found to pay.
-pub(crate) fn rewrite_with(
-    model: &mut Model,
-    source: &Source,
-    options: &Options<'_>,
-    offers: Option<&passes::Chosen>,
-) -> Result<Outcome, Error> {
-    let progress = |name: &str, round| {
-        options.progress.iter().for_each(|tell| tell(Stage::Pass { name, round }));
-    };
-    let allow = if options.exact { Safety::Exact } else { Safety::Approximates };
-    let options = passes::Options {
-        only: options.passes.clone(),
-        skip: options.skip.clone(),
-        own: options.own.clone(),
-        allow: Some(allow),
-        stop_after: options.stop_after,
-        offers,
-        verify: options.verify,
-        budget_bytes: options.budget_bytes,
-        max_flops_ratio: options.max_flops_ratio,
-        progress: Some(&progress),
-        planning: passes::Planning {
-            target: options.target,
-            onnxruntime: options.onnxruntime,
-            sizes: options.sizes.clone(),
-            anchors: options.anchors,
-            split_hidden: options.split_hidden,
-            split_batch: options.split_batch,
-        },
-        ..passes::Options::default()
-    };
-    let outcome =
-        passes::run(model, &options).map_err(|cause| Error::Passes { file: source.name.clone(), cause })?;
-    if outcome.safety.is_some() {
-        let oldest =
-            passes::oldest_onnxruntime(&model.graph).map(|(major, minor)| format!("{major}.{minor}"));
-        onnx::set_metadata(model, MIN_ONNXRUNTIME, oldest)
-            .map_err(|cause| Error::Export { file: source.name.clone(), cause })?;
-    }
-    Ok(outcome)
 }

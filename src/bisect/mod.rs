@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::diff::{Group, Matching, groups};
 use crate::proof::{self, Side};
 use crate::report::{self, OpenSizes};
+use crate::rewrite::Inferred;
 use crate::runtimes::Found;
-use crate::{Error, Options, Source, Target, ir, onnx, rewrite, tolerance, validation};
+use crate::{Error, Options, Source, Target, ir, onnx, tolerance, validation};
 use cut::cut;
 
 /// The value of [`Bisection::schema`].
@@ -134,7 +135,7 @@ pub fn bisect(
         model: source.name.clone(),
         edits,
         runtimes: case.names(),
-        original_peak: case.peak(&case.model),
+        original_peak: case.peak(&case.inferred.model),
         peak: case.peak(&result),
         trials: Vec::new(),
         culprit: None,
@@ -167,7 +168,7 @@ fn edits(outcome: &Outcome) -> u64 {
 /// A model, and how its results are judged.
 struct Case<'a> {
     source: &'a Source,
-    model: Model,
+    inferred: Inferred,
     open: OpenSizes,
     options: &'a Options<'a>,
     found: &'a Found,
@@ -177,12 +178,13 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn of(
         source: &'a Source,
-        mut model: Model,
+        model: Model,
         found: &'a Found,
         options: &'a Options<'a>,
         inputs: Option<&Path>,
     ) -> Result<Case<'a>, Error> {
-        ir::infer::infer_graph(&mut model.graph);
+        let inferred = Inferred::of(model);
+        let model = &inferred.model;
         let open = OpenSizes::of(&model.graph, &options.sizes, options.target.kernels())
             .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
         let given = inputs.map(|path| validation::given(path, &model.graph)).transpose()?.unwrap_or_default();
@@ -192,7 +194,7 @@ impl<'a> Case<'a> {
             given,
             ..runtime::Options::default()
         };
-        Ok(Case { source, model, open, options, found, check })
+        Ok(Case { source, inferred, open, options, found, check })
     }
 
     fn names(&self) -> Vec<String> {
@@ -207,9 +209,7 @@ impl<'a> Case<'a> {
     fn rewritten(&self, stop_after: Option<u64>) -> Result<(Model, Outcome), Error> {
         let mut options = self.options.with(self.options.anchors, self.options.skip.clone());
         options.stop_after = stop_after;
-        let mut model = self.model.clone();
-        let outcome = rewrite(&mut model, self.source, &options)?;
-        Ok((model, outcome))
+        self.inferred.rewritten(self.source, &options, None)
     }
 
     /// The predicted peak at the sizes of a first run, in bytes.
@@ -232,7 +232,7 @@ impl<'a> Case<'a> {
         if only == Some(Symptom::OutputsDiffer) {
             return Ok(None);
         }
-        Ok(match (self.peak(&self.model), self.peak(result)) {
+        Ok(match (self.peak(&self.inferred.model), self.peak(result)) {
             (Some(was), Some(is)) if is > was => Some((
                 Symptom::PeakGrows,
                 format!("the predicted peak is {is} bytes, that of the original {was}"),
@@ -249,13 +249,13 @@ impl<'a> Case<'a> {
         let (ours, theirs) =
             (self.source.file(), ModelFile { bytes, folder: Some(self.source.folder.clone()) });
         let check = runtime::Options {
-            tolerance: tolerance::of(&self.model, outcome),
-            terms: tolerance::longest_sum(&self.model.graph),
+            tolerance: tolerance::of(&self.inferred.model, outcome),
+            terms: tolerance::longest_sum(&self.inferred.model.graph),
             ..self.check.clone()
         };
         let validations = proof::judge_all(
             self.found,
-            Side { file: &ours, graph: &self.model.graph },
+            Side { file: &ours, graph: &self.inferred.model.graph },
             Side { file: &theirs, graph: &result.graph },
             &check,
         )

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::report::{MixingSite, OpenSizes};
+use crate::rewrite::Inferred;
 use crate::units::plural;
-use crate::{Error, Facts, Source, ir, onnx, rewrite};
+use crate::{Error, Facts, Source, ir, onnx};
 
 pub use lock::{Entry, Lock, Made};
 
@@ -208,8 +209,7 @@ impl Report {
 /// # Errors
 /// It cannot be read or rewritten, or the sizes contradict it.
 pub fn survey(source: &Source, own: &[&'static dyn Pass], options: &Options) -> Result<Entry, Error> {
-    let mut original = source.complete_model()?;
-    ir::infer::infer_graph(&mut original.graph);
+    let original = Inferred::of(source.complete_model()?);
     let targets = if options.targets.is_empty() { TARGETS } else { &options.targets };
     let mut made = BTreeMap::new();
     for &target in targets {
@@ -220,14 +220,14 @@ pub fn survey(source: &Source, own: &[&'static dyn Pass], options: &Options) -> 
 
 fn make(
     source: &Source,
-    original: &ir::Model,
+    inferred: &Inferred,
     target: Target,
     own: &[&'static dyn Pass],
     options: &Options,
 ) -> Result<Made, Error> {
+    let original = &inferred.model;
     let open = OpenSizes::of(&original.graph, &options.sizes, target.kernels())
         .map_err(|reason| Error::Sizes { file: source.name.clone(), reason })?;
-    let mut model = original.clone();
     let choices = crate::Options {
         skip: options.skip.clone(),
         own: own.to_vec(),
@@ -236,7 +236,7 @@ fn make(
         target,
         ..crate::Options::default()
     };
-    let outcome = rewrite(&mut model, source, &choices)?;
+    let (model, outcome) = inferred.rewritten(source, &choices, None)?;
     // The file holds signed numbers.
     let number = |bytes: u64| bytes.min(i64::MAX as u64);
     let peak = |model: &ir::Model| open.first_peak(&model.graph).map(number);
