@@ -33,6 +33,8 @@ pub struct Graph {
     /// The order, from [`Graph::compact`] to the next change of an operator: every pass asks for it.
     known_order: Option<Vec<OpId>>,
     births: u64,
+    /// How many operators have a body: it is asked before each pass. No operator that is here gets one, or loses it.
+    with_bodies: usize,
 }
 
 /// One use of an operator's result by another operator.
@@ -199,7 +201,9 @@ impl Graph {
 
     /// True if an operator has a body: If, Loop, Scan.
     pub fn has_bodies(&self) -> bool {
-        self.ops().any(|id| self.op(id).bodies().next().is_some())
+        let has_body = |id| self.op(id).bodies().next().is_some();
+        debug_assert_eq!(self.with_bodies, self.ops().filter(|&id| has_body(id)).count());
+        self.with_bodies > 0
     }
 
     /// One more than the largest operator index in use.
@@ -379,6 +383,7 @@ impl Graph {
     pub(crate) fn insert_op(&mut self, mut op: Op) -> OpId {
         self.known_order = None;
         op.captures = captures_of(&op);
+        self.with_bodies += usize::from(op.bodies().next().is_some());
         op.born = self.births;
         self.births += 1;
         let id = OpId::new(self.ops.add_node(op));
@@ -404,6 +409,8 @@ impl Graph {
         for value in self.op(id).results().collect::<Vec<_>>() {
             self.bury(value);
         }
+        let had_body = self.op(id).bodies().next().is_some();
+        self.with_bodies -= usize::from(had_body);
         self.op_mut(id).erased = true;
     }
 

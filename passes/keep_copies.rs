@@ -51,7 +51,7 @@
 
 use std::borrow::Cow;
 
-use dmopt_ir::hash::HashMap;
+use dmopt_ir::hash::{HashMap, HashSet};
 use dmopt_ir::{Attribute, Graph, NewOp, Op, OpId, Operand, Patch, Rewriter, Safety, ValueId};
 
 use crate::common_subexpressions::{hash, may_merge, same};
@@ -114,6 +114,11 @@ struct Copy {
 /// can be written otherwise are taken to be so if `apart` says so. What an output of the graph is has to be computed by
 /// an operator of its own.
 fn copies(graph: &Graph, order: &[OpId], apart: bool) -> Vec<Copy> {
+    // Most graphs have none, and the first one is equal as it stands.
+    let mut hashes = HashSet::default();
+    if order.iter().filter(|&&id| may_merge(graph, id)).all(|&id| hashes.insert(hash(graph.op(id)))) {
+        return Vec::new();
+    }
     let mut seen: HashMap<u64, Vec<(OpId, Cow<'_, Op>)>> = HashMap::default();
     let mut merged: HashMap<ValueId, ValueId> = HashMap::default();
     let mut copies = Vec::new();

@@ -2,7 +2,7 @@
 //!
 //! Sizes are in bytes. Within version 1 fields may be added; none is renamed, removed or given another meaning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dmopt_ir::{DType, Graph, Model, Sizes};
 use dmopt_passes::Outcome;
@@ -449,7 +449,7 @@ pub fn planned_for(kernels: memory::Kernels) -> String {
 
 /// The sizes that inputs of a run can have; those of values inside, which come about in the run, are for plans alone.
 pub(crate) fn pins(graph: &Graph, given: &Sizes) -> Pins {
-    let (_, inside) = graph.open_dims();
+    let inside = if given.dims.is_empty() { BTreeSet::new() } else { graph.open_dims().1 };
     let of_inputs = given.dims.iter().filter(|(name, _)| !inside.contains(*name));
     Pins { dims: of_inputs.map(|(name, &size)| (name.clone(), size)).collect(), shapes: given.shapes.clone() }
 }
