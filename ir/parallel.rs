@@ -1,5 +1,6 @@
 //! Work shared among processors.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::ops::ControlFlow;
@@ -15,9 +16,14 @@ const MOST_THREADS: usize = 8;
 /// What the main thread of a process mostly has, in bytes: bodies may be nested deeply.
 const STACK: usize = 8 << 20;
 
-/// Threads that stay: new ones would begin with empty heaps, and what fills those is memory that the system clears first.
-/// `None` where the system gives no threads.
+/// Threads that stay, one for each processor beside that of the caller: new ones would begin with empty heaps, and what fills
+/// those is memory that the system clears first. `None` where there is no other processor, or the system gives no threads.
 static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+
+thread_local! {
+    /// True while this thread, which is none of those, does its share.
+    static SHARES: Cell<bool> = const { Cell::new(false) };
+}
 
 fn pool_of(threads: usize) -> Option<ThreadPool> {
     ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build().ok()
@@ -30,12 +36,16 @@ pub fn processors() -> usize {
     *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// The threads that stay; `None` within one: what is shared within a share of work is not shared again.
+/// The threads that stay; `None` within a share of work: it is not shared again.
 fn shared() -> Option<&'static ThreadPool> {
-    if rayon::current_thread_index().is_some() {
+    if rayon::current_thread_index().is_some() || SHARES.get() {
         return None;
     }
-    POOL.get_or_init(|| pool_of(processors().min(MOST_THREADS))).as_ref()
+    POOL.get_or_init(|| {
+        let others = processors().min(MOST_THREADS) - 1;
+        (others > 0).then(|| pool_of(others)).flatten()
+    })
+    .as_ref()
 }
 
 /// Does one thing here and the other at the same time, if another processor is there for it.
@@ -43,7 +53,7 @@ fn shared() -> Option<&'static ThreadPool> {
 /// # Panics
 /// Where one of them does.
 pub fn join<A, B: Send>(here: impl FnOnce() -> A, there: impl FnOnce() -> B + Send) -> (A, B) {
-    let Some(pool) = (processors() > 1).then(shared).flatten() else { return (here(), there()) };
+    let Some(pool) = shared() else { return (here(), there()) };
     let (sender, receiver) = mpsc::channel();
     let made = pool.in_place_scope(|scope| {
         // Who would receive it waits for this scope to end.
@@ -66,7 +76,7 @@ pub fn in_order<T: Sync, R: Send, B>(
     in_order_on(processors().min(MOST_THREADS), items, make, take)
 }
 
-/// The same on so many threads at most.
+/// The same on so many threads at most, of which this is one.
 ///
 /// # Panics
 /// Where `make` does.
@@ -76,11 +86,11 @@ pub fn in_order_on<T: Sync, R: Send, B>(
     make: impl Fn(&T) -> R + Sync,
     mut take: impl FnMut(&T, R) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
-    let threads = threads.min(items.len());
+    let others = threads.min(items.len()).saturating_sub(1);
     let own;
-    let pool = match (threads > 1).then(shared).flatten() {
-        Some(pool) if threads > pool.current_num_threads() => {
-            own = pool_of(threads);
+    let pool = match (others > 0).then(shared).flatten() {
+        Some(pool) if others > pool.current_num_threads() => {
+            own = pool_of(others);
             own.as_ref()
         }
         pool => pool,
@@ -89,16 +99,19 @@ pub fn in_order_on<T: Sync, R: Send, B>(
         return items.iter().try_for_each(|item| take(item, make(item)));
     };
     let (next, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let make_next = || {
+        let at = (!enough.load(Ordering::Relaxed)).then(|| next.fetch_add(1, Ordering::Relaxed))?;
+        items.get(at).map(|item| (at, make(item)))
+    };
     pool.in_place_scope(|scope| {
+        let _stop = StopInPanic(&enough);
         let (sender, receiver) = mpsc::channel();
-        for _ in 0..threads {
-            let (sender, next, enough, make) = (sender.clone(), &next, &enough, &make);
+        for _ in 0..others {
+            let (sender, enough, make_next) = (sender.clone(), &enough, &make_next);
             scope.spawn(move |_| {
                 let _stop = StopInPanic(enough);
-                while !enough.load(Ordering::Relaxed) {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(at) else { break };
-                    if sender.send((at, make(item))).is_err() {
+                while let Some(made) = make_next() {
+                    if sender.send(made).is_err() {
                         break;
                     }
                 }
@@ -106,23 +119,39 @@ pub fn in_order_on<T: Sync, R: Send, B>(
         }
         drop(sender);
         let mut early = BTreeMap::new();
-        let mut due = items.iter().enumerate();
-        let mut waits_for = due.next();
-        for (at, made) in receiver {
-            early.insert(at, made);
-            while let Some((at, item)) = waits_for
-                && let Some(made) = early.remove(&at)
-            {
-                let answer = take(item, made);
-                if answer.is_break() {
-                    enough.store(true, Ordering::Relaxed);
-                    return answer;
+        for (due, item) in items.iter().enumerate() {
+            let made = loop {
+                early.extend(receiver.try_iter());
+                if let Some(made) = early.remove(&due) {
+                    break made;
                 }
-                waits_for = due.next();
+                // All are begun, or none is to be: what is missing comes from the others, or from one that panicked.
+                let Some((at, made)) = doing_a_share(make_next).or_else(|| receiver.recv().ok()) else {
+                    return ControlFlow::Continue(());
+                };
+                early.insert(at, made);
+            };
+            let answer = take(item, made);
+            if answer.is_break() {
+                enough.store(true, Ordering::Relaxed);
+                return answer;
             }
         }
         ControlFlow::Continue(())
     })
+}
+
+/// Runs this as one of those that share work.
+fn doing_a_share<R>(f: impl FnOnce() -> R) -> R {
+    struct Shares;
+    impl Drop for Shares {
+        fn drop(&mut self) {
+            SHARES.set(false);
+        }
+    }
+    SHARES.set(true);
+    let _until_the_end = Shares;
+    f()
 }
 
 /// Stops the other threads where this one panics.
@@ -185,6 +214,22 @@ mod tests {
             )
         };
         assert_eq!(in_order_on(2, &[(); 2], nested, |_, inner| inner), ControlFlow::Continue(()));
+    }
+
+    #[test]
+    fn who_asks_does_a_share() {
+        let both = std::sync::Barrier::new(processors().min(2));
+        let make = |_: &()| {
+            both.wait();
+            thread::current().id()
+        };
+        let mut makers = Vec::new();
+        let take = |_: &(), maker| {
+            makers.push(maker);
+            ControlFlow::<()>::Continue(())
+        };
+        assert_eq!(in_order_on(2, &[(); 2], make, take), ControlFlow::Continue(()));
+        assert!(makers.contains(&thread::current().id()));
     }
 
     #[test]
