@@ -21,7 +21,7 @@ const STACK: usize = 8 << 20;
 static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
 
 thread_local! {
-    /// True while this thread, which is none of those, does its share.
+    /// True while this thread, which asked for shared work and is none of the threads that stay, does its share.
     static SHARES: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -36,11 +36,12 @@ pub fn processors() -> usize {
     *COUNT.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// The threads that stay; `None` within a share of work: it is not shared again.
+/// True within a share of work: it is not shared again.
+fn is_share() -> bool {
+    rayon::current_thread_index().is_some() || SHARES.get()
+}
+
 fn shared() -> Option<&'static ThreadPool> {
-    if rayon::current_thread_index().is_some() || SHARES.get() {
-        return None;
-    }
     POOL.get_or_init(|| {
         let others = processors().min(MOST_THREADS) - 1;
         (others > 0).then(|| pool_of(others)).flatten()
@@ -53,7 +54,7 @@ fn shared() -> Option<&'static ThreadPool> {
 /// # Panics
 /// Where one of them does.
 pub fn join<A, B: Send>(here: impl FnOnce() -> A, there: impl FnOnce() -> B + Send) -> (A, B) {
-    let Some(pool) = shared() else { return (here(), there()) };
+    let Some(pool) = (!is_share()).then(shared).flatten() else { return (here(), there()) };
     let (sender, receiver) = mpsc::channel();
     let made = pool.in_place_scope(|scope| {
         // Who would receive it waits for this scope to end.
@@ -88,12 +89,13 @@ pub fn in_order_on<T: Sync, R: Send, B>(
 ) -> ControlFlow<B> {
     let others = threads.min(items.len()).saturating_sub(1);
     let own;
-    let pool = match (others > 0).then(shared).flatten() {
-        Some(pool) if others > pool.current_num_threads() => {
+    let pool = match shared() {
+        _ if others == 0 || is_share() => None,
+        Some(pool) if others <= pool.current_num_threads() => Some(pool),
+        _ => {
             own = pool_of(others);
             own.as_ref()
         }
-        pool => pool,
     };
     let Some(pool) = pool else {
         return items.iter().try_for_each(|item| take(item, make(item)));
@@ -167,6 +169,8 @@ impl Drop for StopInPanic<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -216,20 +220,43 @@ mod tests {
         assert_eq!(in_order_on(2, &[(); 2], nested, |_, inner| inner), ControlFlow::Continue(()));
     }
 
-    #[test]
-    fn who_asks_does_a_share() {
-        let both = std::sync::Barrier::new(processors().min(2));
-        let make = |_: &()| {
-            both.wait();
-            thread::current().id()
+    /// Two items, each made by a thread of its own.
+    fn on_two_threads<R: Send>(make: impl Fn() -> R + Sync) -> Vec<R> {
+        let (begun, patience) = (AtomicUsize::new(0), Duration::from_secs(20));
+        let both_make = |_: &()| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            let since = Instant::now();
+            while begun.load(Ordering::Relaxed) < 2 && since.elapsed() < patience {
+                thread::yield_now();
+            }
+            make()
         };
-        let mut makers = Vec::new();
-        let take = |_: &(), maker| {
-            makers.push(maker);
+        let mut all = Vec::new();
+        let take = |_: &(), made| {
+            all.push(made);
             ControlFlow::<()>::Continue(())
         };
-        assert_eq!(in_order_on(2, &[(); 2], make, take), ControlFlow::Continue(()));
-        assert!(makers.contains(&thread::current().id()));
+        assert_eq!(in_order_on(2, &[(); 2], both_make, take), ControlFlow::Continue(()));
+        all
+    }
+
+    #[test]
+    fn who_asks_does_a_share() {
+        let makers = on_two_threads(|| thread::current().id());
+        assert_eq!(makers.iter().filter(|&&maker| maker == thread::current().id()).count(), 1);
+    }
+
+    #[test]
+    fn no_share_is_shared_again() {
+        assert_eq!(on_two_threads(is_share), [true, true]);
+        assert!(!is_share());
+    }
+
+    #[test]
+    #[should_panic(expected = "here")]
+    fn a_panic_here_does_not_get_lost() {
+        let here = thread::current().id();
+        on_two_threads(|| assert_ne!(thread::current().id(), here, "here"));
     }
 
     #[test]

@@ -42,13 +42,14 @@ pub fn run(model: &mut Model, options: &Options<'_>) -> Result<Outcome, Error> {
     let passes: Vec<&'static dyn Pass> = pipeline.into_iter().filter(|p| chosen(*p)).collect();
     let of = |stage: Stage| passes.iter().copied().filter(move |p| p.stage() == stage);
     let imported = options.planning.target.domain().filter(|domain| model.import(domain, 1));
-    let mut notes = Vec::new();
-    let inferred = options.inferred.unwrap_or_else(|| {
-        notes = infer::infer_graph(&mut model.graph);
-        &notes
-    });
+    let noted = options.inferred.map_or_else(|| infer::infer_graph(&mut model.graph), <[_]>::to_vec);
+    if !noted.is_empty() {
+        // Of what the file and inference disagree on, what both say is left: now that the file has had its say, it follows
+        // from the operators.
+        infer::infer_graph(&mut model.graph);
+    }
     let baseline = (options.verify || cfg!(debug_assertions)).then(|| Baseline::of(model));
-    let notes = inferred.iter().map(ToString::to_string).collect();
+    let notes = noted.iter().map(ToString::to_string).collect();
     let mut outcome = Outcome { notes, ..Outcome::default() };
     // Anchors count as readers, which stand in the way of edits; and what they order may not stay as it is.
     let came_as = layout(&model.graph);

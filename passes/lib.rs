@@ -275,8 +275,6 @@ pub type Progress<'a> = &'a dyn Fn(&str, usize);
 /// What to run, and how far.
 #[derive(Default)]
 pub struct Options<'a> {
-    /// What inference had to say, where the types of the model are inferred already.
-    pub inferred: Option<&'a [infer::Note]>,
     /// Only these passes, by name; empty means all.
     pub only: Vec<String>,
     /// Not these.
@@ -295,6 +293,8 @@ pub struct Options<'a> {
     pub budget_bytes: Option<u64>,
     /// Take no offers that multiply the arithmetic by more than this; `None` means 1.
     pub max_flops_ratio: Option<f64>,
+    /// What inference had to say, where the types of the model are those that came of it; without, they are inferred first.
+    pub inferred: Option<&'a [infer::Note]>,
     /// What an earlier run for the same target found to pay: it is taken, and there is no search. Passes that do not run
     /// take nothing of it.
     pub offers: Option<&'a Chosen>,

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Time dmopt and other optimizers on models of real sizes, each run in a process of its own.
 
-    bench_peers.py FOLDER --dmopt PATH [--runs N] [--markdown FILE --command TEXT]
+    bench_peers.py FOLDER --dmopt PATH [--runs N] [--seconds S] [--markdown FILE --command TEXT]
 
-FOLDER holds `<model>/model.onnx` for each model, with external data beside it. Of several runs the fastest counts;
-it is taken as wall time, as processor time, which other load on the machine disturbs less, and as the largest resident
+FOLDER holds `<model>/model.onnx` for each model, with external data beside it. Of several runs the fastest counts: of
+three, of a single one where that takes over 30 seconds, of as many as ten seconds are enough for where that is more. It
+is taken as wall time, as processor time, which other load on the machine disturbs less, and as the largest resident
 memory, which counts pages of mapped files that were touched. A run that takes longer than the limit is ended.
 """
 
@@ -113,13 +114,15 @@ def tools(dmopt: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(model: Path, command: list[str], runs: int) -> Run:
+def measure(model: Path, command: list[str], runs: int, seconds: float = 0.0) -> Run:
     out = model.parent.parent / "out"
     places = {"model": str(model), "out": str(out), "folder": str(model.parent)}
     filled = [part.format(**places) if "{" in part else part for part in command]
-    best = None
-    for _ in range(runs):
+    best, done, spent = None, 0, 0.0
+    # A moment is told from noise by many runs.
+    while done < runs or spent < seconds:
         found = run(filled, out)
+        done, spent = done + 1, spent + found.wall
         if best is None or found.wall < best.wall:
             best = found
         if found.failure is not None or found.wall > 30:
@@ -135,7 +138,7 @@ def row(tool: str, found: Run, ours: list[Run | None]) -> str:
         return f"| {tool} | {wall} | | | |{' |' * len(ours)}"
     nodes = "" if found.nodes is None else f"{found.nodes}"
     times = [f"{found.wall / of.wall:.1f}" if of else "" for of in ours]
-    cells = [tool, f"{found.wall:.2f}", f"{found.cpu:.2f}", f"{found.rss:.0f}", nodes, *times]
+    cells = [tool, f"{found.wall:.3f}", f"{found.cpu:.3f}", f"{found.rss:.0f}", nodes, *times]
     return f"| {' | '.join(cells)} |"
 
 
@@ -162,6 +165,7 @@ def main() -> int:
     add("folder", type=Path)
     add("--dmopt", type=Path, required=True)
     add("--runs", type=int, default=3)
+    add("--seconds", type=float, default=10.0)
     add("--only", help="tools, separated by commas")
     add("--markdown", type=Path)
     add("--command", default="cargo xtask bench-peers")
@@ -176,7 +180,7 @@ def main() -> int:
         weights = sum(path.stat().st_size for path in model.parent.iterdir()) / 1e6
         found = {}
         for tool, command in chosen.items():
-            found[tool] = measure(model, command, arguments.runs)
+            found[tool] = measure(model, command, arguments.runs, arguments.seconds)
             print(model.parent.name, row(tool, found[tool], []), flush=True)
         ours = [found.get(name) for name in ("dmopt", UNWRITTEN, ALONE)]
         lines = [row(tool, result, ours) for tool, result in found.items()]
