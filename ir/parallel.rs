@@ -89,10 +89,10 @@ pub fn in_order_on<T: Sync, R: Send, B>(
 ) -> ControlFlow<B> {
     let others = threads.min(items.len()).saturating_sub(1);
     let own;
-    let pool = match shared() {
-        _ if others == 0 || is_share() => None,
-        Some(pool) if others <= pool.current_num_threads() => Some(pool),
-        _ => {
+    let pool = match (others > 0 && !is_share()).then(shared) {
+        None => None,
+        Some(Some(pool)) if others <= pool.current_num_threads() => Some(pool),
+        Some(_) => {
             own = pool_of(others);
             own.as_ref()
         }

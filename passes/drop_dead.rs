@@ -208,7 +208,7 @@ fn is_all(graph: &Graph, value: ValueId, number: f64) -> bool {
     let Ok(elements) = tensor.to_f64() else { return false };
     let signed = tensor.dtype.is_float();
     let same = |v: f64| v == number && (!signed || v.is_sign_negative() == number.is_sign_negative());
-    !elements.is_empty() && elements.into_iter().all(same)
+    elements.first().is_some_and(|&first| same(first))
 }
 
 /// The operand at `slot` of a binary operator whose other operand is all `neutral`.

@@ -5,8 +5,8 @@
 
 FOLDER is where the graphs are written. Tensors are small, so that time goes into the graph alone. Of several runs the
 fastest counts, as processor time, which other load on the machine disturbs least. Where time is linear in the number
-of operators the ratio is near 4; caches and allocators make it somewhat more, and a
-tree of sums, which is read as one sum before it is left alone as too large, takes more than that.
+of operators the ratio is near 4; caches and allocators make it somewhat more, and a tree of sums, which is read
+as one sum before it is left alone as too large, takes more than that.
 """
 
 from __future__ import annotations
